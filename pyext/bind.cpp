@@ -42,21 +42,21 @@ py::object reject(const Mismatch &mismatch) { return py::make_tuple(mismatch.rea
 
 enum Role { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq };
 
-// Steps and returns None; or returns (reason, role, row) with nothing changed.
-py::object adamw(const TensorReader &reader, OverlapGuard &guard, const std::vector<py::list> &roles,
-                 const std::vector<Hyper> &hyper, const std::optional<std::vector<int32_t>> &hyper_index,
-                 bool maximize, uintptr_t grad_scale, uintptr_t found_inf, int num_threads) {
-  if (roles.size() != 4 && roles.size() != 5) throw py::value_error("adamw: expected 4 or 5 lists of tensors");
-  Rows rows;
-  if (const Mismatch mismatch = rows.gather(reader, roles)) return reject(mismatch);
-  if (roles.size() == 5 && rows.dtype[kMaxExpAvgSq] != rows.dtype[kExpAvg])
-    return reject({"state dtype", kMaxExpAvgSq, 0});
-  if (rows.dtype[kExpAvgSq] != rows.dtype[kExpAvg]) return reject({"state dtype", kExpAvgSq, 0});
-  if (rows.device_type != kDLCPU && rows.device_type != kDLCUDA) return reject({"device", kParam, 0});
+Mismatch check_adamw(const Rows &rows) {
+  const bool amsgrad = rows.address.size() == 5;
+  if (rows.dtype[kExpAvgSq] != rows.dtype[kExpAvg]) return {"state dtype", kExpAvgSq, 0};
+  if (amsgrad && rows.dtype[kMaxExpAvgSq] != rows.dtype[kExpAvg]) return {"state dtype", kMaxExpAvgSq, 0};
+  if (rows.device_type != kDLCPU && rows.device_type != kDLCUDA) return {"device", kParam, 0};
+  return {};
+}
+
+// Steps over rows that check_adamw and an OverlapGuard have approved.
+void adamw(const TensorReader &reader, const Rows &rows, const std::vector<Hyper> &hyper,
+           const std::optional<std::vector<int32_t>> &hyper_index, bool maximize, uintptr_t grad_scale,
+           uintptr_t found_inf, int num_threads) {
   if (hyper_index && hyper_index->size() != rows.numel.size())
     throw py::value_error("adamw: hyper_index and the lists of tensors differ in length");
-  if (const Mismatch mismatch = guard.check(rows, kGrad)) return reject(mismatch);
-
+  const bool amsgrad = rows.address.size() == 5;
   const AdamWInput input = unpack(hyper, hyper_index);
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
@@ -72,7 +72,7 @@ py::object adamw(const TensorReader &reader, OverlapGuard &guard, const std::vec
   args.grads = rows.address[kGrad].data();
   args.exp_avgs = rows.address[kExpAvg].data();
   args.exp_avg_sqs = rows.address[kExpAvgSq].data();
-  args.max_exp_avg_sqs = roles.size() == 5 ? rows.address[kMaxExpAvgSq].data() : nullptr;
+  args.max_exp_avg_sqs = amsgrad ? rows.address[kMaxExpAvgSq].data() : nullptr;
   args.param_dtype = rows.dtype[kParam];
   args.grad_dtype = rows.dtype[kGrad];
   args.state_dtype = rows.dtype[kExpAvg];
@@ -93,7 +93,34 @@ py::object adamw(const TensorReader &reader, OverlapGuard &guard, const std::vec
   }
   // The message is thread-local and this is still the same thread.
   if (status) raise(status);
+}
+
+// Checks that no memory is shared, then steps and returns None; or returns (reason, role, row), nothing changed.
+py::object adamw_lists(const TensorReader &reader, const std::vector<py::list> &roles,
+                       const std::vector<Hyper> &hyper, const std::optional<std::vector<int32_t>> &hyper_index,
+                       bool maximize, uintptr_t grad_scale, uintptr_t found_inf, int num_threads) {
+  if (roles.size() != 4 && roles.size() != 5) throw py::value_error("adamw: expected 4 or 5 lists of tensors");
+  Rows rows;
+  OverlapGuard guard;
+  if (const Mismatch mismatch = rows.gather(reader, roles)) return reject(mismatch);
+  if (const Mismatch mismatch = check_adamw(rows)) return reject(mismatch);
+  if (const Mismatch mismatch = guard.check(rows, kGrad)) return reject(mismatch);
+  adamw(reader, rows, hyper, hyper_index, maximize, grad_scale, found_inf, num_threads);
   return py::none();
+}
+
+// First half of an optimizer's step: None when the rows are ready for adamw_states.
+py::object adamw_gather(const TensorReader &reader, OverlapGuard &guard, StateRows &states) {
+  if (const Mismatch mismatch = states.gather(reader)) return reject(mismatch);
+  if (const Mismatch mismatch = check_adamw(states.rows())) return reject(mismatch);
+  if (const Mismatch mismatch = guard.check(states.rows(), kGrad)) return reject(mismatch);
+  return py::none();
+}
+
+// Second half: steps over the rows gathered last.
+void adamw_states(const TensorReader &reader, const StateRows &states, const std::vector<Hyper> &hyper,
+                  const std::optional<std::vector<int32_t>> &hyper_index, bool maximize, int num_threads) {
+  adamw(reader, states.rows(), hyper, hyper_index, maximize, 0, 0, num_threads);
 }
 
 // The derived scalars of each row as float32 values, for kernels that live outside the C library (Triton).
@@ -151,22 +178,6 @@ bool same_objects(const py::list &a, const py::list &b) {
   return true;
 }
 
-// [row[name] for row in dictionaries], or None when a key is missing: a tenth of the interpreter's time.
-py::object column(const py::list &dictionaries, const py::str &name) {
-  const Py_ssize_t n = PyList_GET_SIZE(dictionaries.ptr());
-  py::list out(n);
-  for (Py_ssize_t i = 0; i < n; ++i) {
-    PyObject *row = PyList_GET_ITEM(dictionaries.ptr(), i);
-    PyObject *value = PyDict_Check(row) ? PyDict_GetItemWithError(row, name.ptr()) : nullptr;
-    if (value == nullptr) {
-      if (PyErr_Occurred()) throw py::error_already_set();
-      return py::none();
-    }
-    PyList_SET_ITEM(out.ptr(), i, py::reinterpret_borrow<py::object>(value).release().ptr());
-  }
-  return out;
-}
-
 }  // namespace
 }  // namespace steepest_python
 
@@ -178,13 +189,15 @@ PYBIND11_MODULE(_C, m) {
       .def_property("fast", &TensorReader::fast, &TensorReader::use_fast);
   py::class_<OverlapGuard>(m, "OverlapGuard").def(py::init<>());
   m.def("build_info", [] { return std::string(steepest_build_info()); });
-  m.def("adamw", &adamw, py::arg("reader"), py::arg("guard"), py::arg("roles"), py::arg("hyper"),
-        py::arg("hyper_index"), py::arg("maximize"), py::arg("grad_scale"), py::arg("found_inf"),
-        py::arg("num_threads"));
+  py::class_<StateRows>(m, "StateRows").def(py::init<py::list, py::list, const std::vector<std::string> &>());
+  m.def("adamw", &adamw_lists, py::arg("reader"), py::arg("roles"), py::arg("hyper"), py::arg("hyper_index"),
+        py::arg("maximize"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("num_threads"));
+  m.def("adamw_gather", &adamw_gather, py::arg("reader"), py::arg("guard"), py::arg("states"));
+  m.def("adamw_states", &adamw_states, py::arg("reader"), py::arg("states"), py::arg("hyper"),
+        py::arg("hyper_index"), py::arg("maximize"), py::arg("num_threads"));
   m.def("adamw_launches", &adamw_launches, py::arg("numel"), py::arg("hyper_index"), py::arg("num_hyper"),
         py::arg("amsgrad"));
   m.def("adamw_scalars", &adamw_scalar_rows);
   m.def("gradients", &gradients);
   m.def("same_objects", &same_objects);
-  m.def("column", &column);
 }

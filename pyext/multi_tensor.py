@@ -73,10 +73,19 @@ def adamw_(
     numbers = adamw_numbers(op, lr, betas, eps, weight_decay)
     hyper, index = _hyper_rows(op, numbers, step, len(params))
     check.leaves(op, [p for p in params if isinstance(p, Tensor)])
-    adamw_rows(
-        [list(role) for role in roles], hyper, index, maximize=maximize, grad_scale=grad_scale, found_inf=found_inf,
-        backend=backend, op=op,
-    )  # fmt: skip
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if not len(params):
+        return
+    roles = [list(role) for role in roles]
+    scalars = (grad_scale, found_inf)
+    local = [_device_scalar(op, name, t, roles) for name, t in zip(("grad_scale", "found_inf"), scalars)]
+    plain = all(local) and choose_backend(op, backend, roles[0][0]) != "triton"
+    if not plain or _native(roles, hyper, index, maximize, *scalars) is not None:
+        check_rows(op, roles, backend)
+        step_checked(op, roles, hyper, index, maximize=maximize, scalars=scalars, backend=backend)
+    # Kernels write through addresses; autograd must still notice that a tensor it saved has changed.
+    torch.autograd.graph.increment_version(roles[0])
 
 
 def adamw_numbers(op: str, lr, betas, eps, weight_decay) -> tuple[float, float, float, float, float]:
@@ -113,60 +122,42 @@ def _step(op: str, name: str, value) -> int:
     return int(number)
 
 
-def adamw_rows(
+def _native(roles, hyper, index, maximize, grad_scale, found_inf):
+    """None when the step was taken; otherwise why the lists are not plain, with nothing changed."""
+    address = [0 if t is None else t.data_ptr() for t in (grad_scale, found_inf)]
+    return lib.adamw(reader, roles, hyper, index, maximize, *address, num_threads())
+
+
+def check_rows(op: str, roles: list[list[Tensor]], backend: str) -> None:
+    """For lists that the compiled gatherer turned down: raises unless `step_checked` can handle them."""
+    names = ADAMW_ROLES[: len(roles)]
+    check.rows(op, names, roles, ADAMW_WRITTEN)
+    check.no_overlap(op, names, roles, ADAMW_WRITTEN)
+    for group in layout.by_device_and_dtype(roles):
+        row = [role[group[0]] for role in roles]
+        _supported(op, choose_backend(op, backend, row[0]), row, names)
+
+
+def step_checked(
+    op: str,
     roles: list[list[Tensor]],
     hyper: list[tuple],
     index: list[int] | None,
     *,
-    maximize: bool = False,
-    grad_scale: Tensor | None = None,
-    found_inf: Tensor | None = None,
+    maximize: bool,
+    scalars: tuple[Tensor | None, Tensor | None] = (None, None),
     backend: str = "auto",
-    guard=None,
-    op: str = "adamw_",
 ) -> None:
-    """`adamw_` for callers with many groups: tensor i uses the row (lr, beta1, beta2, eps, wd, t) = hyper[index[i]].
-
-    `guard` is an OverlapGuard that the caller keeps, so that unchanged tensors are not examined for aliasing again.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"{op}: backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
-    if not roles[0]:
-        return
-    guard = lib.OverlapGuard() if guard is None else guard
-    flags = (maximize, grad_scale, found_inf)
-    scalars_ok = _device_scalar(op, "grad_scale", grad_scale, roles) and _device_scalar(op, "found_inf", found_inf, roles)
-    native = scalars_ok and choose_backend(op, backend, roles[0][0]) != "triton"
-    if native and _native(guard, roles, hyper, index, *flags) is None:
-        _bump_versions(roles[0])
-        return
-    _careful(op, guard, roles, hyper, index, flags, backend)
-    _bump_versions(roles[0])
-
-
-def _native(guard, roles, hyper, index, maximize, grad_scale, found_inf):
-    """None when the step was taken; otherwise why the lists are not plain, with nothing changed."""
-    address = [0 if t is None else t.data_ptr() for t in (grad_scale, found_inf)]
-    return lib.adamw(reader, guard, roles, hyper, index, maximize, *address, num_threads())
-
-
-def _careful(op, guard, roles, hyper, index, flags, backend) -> None:
-    """For lists that the compiled gatherer turned down: refuse them with a reason, or regroup and copy."""
-    names = ADAMW_ROLES[: len(roles)]
-    check.rows(op, names, roles, ADAMW_WRITTEN)
-    check.no_overlap(op, names, roles, ADAMW_WRITTEN)
-    written = [name in ADAMW_WRITTEN for name in names]
-    groups = list(layout.by_device_and_dtype(roles))
-    for group in groups:  # every refusal before the first change
-        _supported(op, choose_backend(op, backend, roles[0][group[0]]), [role[group[0]] for role in roles], names)
-    for group in groups:
+    """Steps over checked lists of any layouts, dtypes and devices: grouped by device and dtype, copied if need be."""
+    written = [name in ADAMW_WRITTEN for name in ADAMW_ROLES[: len(roles)]]
+    for group in layout.by_device_and_dtype(roles):
         rows = layout.Rows([[role[i] for i in group] for role in roles], written)
         rows_index = None if index is None else [index[i] for i in group]
-        local = [t if t is None else t.to(roles[0][group[0]].device) for t in flags[1:]]
+        local = [t if t is None else t.to(roles[0][group[0]].device) for t in scalars]
         if choose_backend(op, backend, roles[0][group[0]]) == "triton":
-            _triton(rows.roles, hyper, rows_index, flags[0], *local)
+            _triton(rows.roles, hyper, rows_index, maximize, *local)
         else:
-            reason = _native(lib.OverlapGuard(), rows.roles, hyper, rows_index, flags[0], *local)
+            reason = _native(rows.roles, hyper, rows_index, maximize, *local)
             if reason is not None:
                 raise RuntimeError(f"{op}: prepared rows were turned down: {reason}; please report this")
         rows.write_back()
@@ -236,8 +227,3 @@ def _device_scalar(op: str, name: str, value, roles) -> bool:
         found = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"{op}: {name} is {found}, expected a one-element float32 tensor")
     return isinstance(roles[0][0], Tensor) and value.device == roles[0][0].device
-
-
-def _bump_versions(params: list[Tensor]) -> None:
-    # Kernels write through addresses; autograd must still notice that a tensor it saved has changed.
-    torch.autograd.graph.increment_version(params)

@@ -1,6 +1,7 @@
 #include "rows.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "steepest/steepest.h"
 
@@ -52,35 +53,97 @@ int64_t count(const View &v) {
 
 }  // namespace
 
+void Rows::resize(int num_roles, int64_t num_rows) {
+  dtype.assign(num_roles, STEEPEST_FLOAT32);
+  address.resize(num_roles);
+  for (auto &column : address) column.resize(num_rows);
+  numel.resize(num_rows);
+}
+
+Mismatch Rows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
+  View &view = role == 0 ? first_ : other_;
+  if (!reader.read(tensor, view)) return {"type", role, row};
+  if (view.dtype < 0) return {"dtype", role, row};
+  if (row == 0) dtype[role] = view.dtype;
+  if (view.dtype != dtype[role]) return {"mixed dtype", role, row};
+  if (row == 0 && role == 0) {
+    device_type = view.device_type;
+    device_index = view.device_index;
+  }
+  if (view.device_type != device_type || view.device_index != device_index) return {"device", role, row};
+  if (role == 0) {
+    if (!dense(view)) return {"layout", role, row};
+    numel[row] = count(view);
+  } else if (const char *reason = compare(first_, view)) {
+    return {reason, role, row};
+  }
+  address[role][row] = view.data;
+  return {};
+}
+
 Mismatch Rows::gather(const TensorReader &reader, const std::vector<py::list> &roles) {
   const int num_roles = static_cast<int>(roles.size());
   const int64_t num_rows = static_cast<int64_t>(roles[0].size());
   for (int role = 1; role < num_roles; ++role)
     if (static_cast<int64_t>(roles[role].size()) != num_rows) return {"length", role, 0};
-  dtype.assign(num_roles, STEEPEST_FLOAT32);
-  address.assign(num_roles, std::vector<void *>(num_rows));
-  numel.resize(num_rows);
-  View first, other;
+  resize(num_roles, num_rows);
+  for (int64_t row = 0; row < num_rows; ++row)
+    for (int role = 0; role < num_roles; ++role)
+      if (const Mismatch mismatch = add(reader, PyList_GET_ITEM(roles[role].ptr(), row), role, row)) return mismatch;
+  return {};
+}
+
+StateRows::StateRows(py::list params, py::list entries, const std::vector<std::string> &names)
+    : params_(std::move(params)), entries_(std::move(entries)) {
+  if (params_.size() != entries_.size()) throw py::value_error("StateRows: params and entries differ in length");
+  std::vector<std::string> watched = {"step"};
+  watched.insert(watched.end(), names.begin(), names.end());
+  for (const std::string &name : watched) {
+    names_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name.c_str())));
+    py::list column;
+    for (const py::handle entry : entries_) column.append(entry[names_.back()]);
+    columns_.push_back(column);
+  }
+}
+
+// A hint, never needed for a right result: touches the tensor objects of a row that comes soon.  torch keeps the
+// address of a tensor's implementation 24 bytes into its Python object; should that change, the hint is merely useless.
+void StateRows::prefetch(int64_t row) const {
+  constexpr int64_t kNear = 4, kFar = 8;
+  const int64_t num_rows = static_cast<int64_t>(params_.size());
+  const auto objects = [&](int64_t at, auto &&touch) {
+    if (at >= num_rows) return;
+    touch(PyList_GET_ITEM(params_.ptr(), at));
+    for (size_t k = 1; k < columns_.size(); ++k) touch(PyList_GET_ITEM(columns_[k].ptr(), at));
+  };
+  objects(row + kFar, [](PyObject *object) { __builtin_prefetch(object); });
+  objects(row + kNear, [](PyObject *object) {
+    if (Py_TYPE(object)->tp_basicsize < 32) return;
+    const char *implementation;
+    std::memcpy(&implementation, reinterpret_cast<const char *>(object) + 24, sizeof implementation);
+    for (int line = 0; line < 4; ++line) __builtin_prefetch(implementation + 64 * line);
+  });
+  if (row + kFar < num_rows) __builtin_prefetch(PyList_GET_ITEM(entries_.ptr(), row + kFar));
+}
+
+Mismatch StateRows::gather(const TensorReader &reader) {
+  static const py::handle grad_name = PyUnicode_InternFromString("grad");
+  const int64_t num_rows = static_cast<int64_t>(params_.size());
+  rows_.resize(1 + static_cast<int>(names_.size()), num_rows);
   for (int64_t row = 0; row < num_rows; ++row) {
-    for (int role = 0; role < num_roles; ++role) {
-      View &view = role == 0 ? first : other;
-      if (!reader.read(PyList_GET_ITEM(roles[role].ptr(), row), view)) return {"type", role, row};
-      if (view.dtype < 0) return {"dtype", role, row};
-      if (row == 0) dtype[role] = view.dtype;
-      if (view.dtype != dtype[role]) return {"mixed dtype", role, row};
-      if (row == 0 && role == 0) {
-        device_type = view.device_type;
-        device_index = view.device_index;
-      }
-      if (view.device_type != device_type || view.device_index != device_index) return {"device", role, row};
-      if (role == 0) {
-        if (!dense(view)) return {"layout", role, row};
-        numel[row] = count(view);
-      } else if (const char *reason = compare(first, view)) {
-        return {reason, role, row};
-      }
-      address[role][row] = view.data;
-    }
+    prefetch(row);
+    PyObject *param = PyList_GET_ITEM(params_.ptr(), row), *entry = PyList_GET_ITEM(entries_.ptr(), row);
+    const py::object grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(param, grad_name.ptr()));
+    if (!grad) throw py::error_already_set();
+    if (grad.is_none()) return {"no grad", 1, row};
+    for (size_t k = 0; k < names_.size(); ++k)
+      if (PyDict_GetItem(entry, names_[k].ptr()) != PyList_GET_ITEM(columns_[k].ptr(), row)) return {"stale", 0, row};
+    if (const Mismatch mismatch = rows_.add(reader, param, 0, row)) return mismatch;
+    if (const Mismatch mismatch = rows_.add(reader, grad.ptr(), 1, row)) return mismatch;
+    for (size_t k = 1; k < names_.size(); ++k)
+      if (const Mismatch mismatch =
+              rows_.add(reader, PyList_GET_ITEM(columns_[k].ptr(), row), static_cast<int>(k) + 1, row))
+        return mismatch;
   }
   return {};
 }

@@ -26,6 +26,34 @@ struct Rows {
 
   // Every row: one shape and one dense layout in all roles; every role: one dtype; all: one device.
   Mismatch gather(const TensorReader &reader, const std::vector<py::list> &roles);
+
+  void resize(int num_roles, int64_t num_rows);
+  // Takes one tensor; roles of a row in order, the parameter first.
+  Mismatch add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
+
+ private:
+  View first_, other_;
+};
+
+// The rows of an optimizer: parameters, and the dictionaries that hold their states.  One walk per step reads each
+// parameter's gradient, looks its states up and takes all addresses: 10,000 rows are some 20 MB of Python and tensor
+// objects, so every further walk over them would cost another trip to memory (measured: 26 ms for separate walks).
+class StateRows {
+ public:
+  // `names` are the keys of the states in entries[row]; "step" is watched beside them.
+  StateRows(py::list params, py::list entries, const std::vector<std::string> &names);
+  // Fills rows().  "stale": a state or counter was replaced or removed; "no grad": a parameter has no gradient; others as
+  // Rows::gather.
+  Mismatch gather(const TensorReader &reader);
+  const Rows &rows() const { return rows_; }
+
+ private:
+  Rows rows_;  // kept, so that its memory is allocated once
+  void prefetch(int64_t row) const;
+  // columns_[k][row] is what entries_[row][names_[k]] must still be; the first name is "step".
+  py::list params_, entries_;
+  std::vector<py::str> names_;
+  std::vector<py::list> columns_;
 };
 
 // Tells whether two written tensors, or a written and a read one, share memory.  Remembers the addresses that it last

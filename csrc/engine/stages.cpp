@@ -2,6 +2,13 @@
 
 #include "engine/engine.h"
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define STEEPEST_HAS_F16C 1
+#else
+#define STEEPEST_HAS_F16C 0
+#endif
+
 // One clone per x86-64 level, chosen at load time.  v3 is AVX2, v4 AVX-512; contraction is off (see CMakeLists.txt), so
 // all clones round alike.  Elsewhere than GCC on ELF x86-64 the default build is used.
 #if defined(__x86_64__) && defined(__ELF__) && defined(__GNUC__) && !defined(__clang__) && \
@@ -23,6 +30,30 @@ STEEPEST_CLONES void load_bfloat16(const bfloat16 *__restrict from, float *__res
 STEEPEST_CLONES void load_float16(const float16 *__restrict from, float *__restrict to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
 }
+
+#if STEEPEST_HAS_F16C
+// The one place with intrinsics: compilers do not turn the integer conversion into F16C's instructions, which give the
+// same bits (signalling NaNs apart, which the first operation would quiet) in a third of the time.
+__attribute__((target("avx,f16c"))) void load_float16_f16c(const float16 *from, float *to, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from + i))));
+  for (; i < n; ++i) to[i] = widen(from[i]);
+}
+
+__attribute__((target("avx,f16c"))) void store_float16_f16c(const float *from, float16 *to, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to + i),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  for (; i < n; ++i) to[i] = narrow<float16>(from[i]);
+}
+
+bool has_f16c() {
+  static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c"));
+  return found;
+}
+#endif
 
 STEEPEST_CLONES void store_bfloat16(const float *__restrict from, bfloat16 *__restrict to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<bfloat16>(from[i]);
@@ -51,17 +82,19 @@ STEEPEST_CLONES void divide(const float *g, float *out, int64_t n, float scale) 
 }  // namespace
 
 void load(int32_t dtype, const void *from, float *to, int64_t n) {
-  if (dtype == STEEPEST_BFLOAT16)
-    load_bfloat16(static_cast<const bfloat16 *>(from), to, n);
-  else
-    load_float16(static_cast<const float16 *>(from), to, n);
+  if (dtype == STEEPEST_BFLOAT16) return load_bfloat16(static_cast<const bfloat16 *>(from), to, n);
+#if STEEPEST_HAS_F16C
+  if (has_f16c()) return load_float16_f16c(static_cast<const float16 *>(from), to, n);
+#endif
+  load_float16(static_cast<const float16 *>(from), to, n);
 }
 
 void store(int32_t dtype, const float *from, void *to, int64_t n) {
-  if (dtype == STEEPEST_BFLOAT16)
-    store_bfloat16(from, static_cast<bfloat16 *>(to), n);
-  else
-    store_float16(from, static_cast<float16 *>(to), n);
+  if (dtype == STEEPEST_BFLOAT16) return store_bfloat16(from, static_cast<bfloat16 *>(to), n);
+#if STEEPEST_HAS_F16C
+  if (has_f16c()) return store_float16_f16c(from, static_cast<float16 *>(to), n);
+#endif
+  store_float16(from, static_cast<float16 *>(to), n);
 }
 
 // Negation commutes with rounding: dividing by -scale is dividing by scale and negating.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from steepest.multi_tensor import adamw_numbers, adamw_rows
+from steepest._native import lib, num_threads, reader
+from steepest.multi_tensor import adamw_numbers, check_rows, step_checked
 from steepest.optim.base import FusedOptimizer, Rule, run_closure
 
 
@@ -23,8 +24,18 @@ class AdamWRule(Rule):
     def hyper(self, group: dict) -> tuple:
         return adamw_numbers("AdamW", group["lr"], group["betas"], group["eps"], group["weight_decay"])
 
-    def step(self, roles, hyper, index, flags, guard) -> None:
-        adamw_rows(roles, hyper, index, maximize=flags[1], guard=guard, op="AdamW.step")
+    def gather(self, rows, guard) -> str | None:
+        found = lib.adamw_gather(reader, guard, rows)
+        return None if found is None else found[0]
+
+    def run(self, rows, hyper, index, flags) -> None:
+        lib.adamw_states(reader, rows, hyper, index, flags[1], num_threads())
+
+    def check(self, roles) -> None:
+        check_rows("AdamW.step", roles, "auto")
+
+    def step(self, roles, hyper, index, flags) -> None:
+        step_checked("AdamW.step", roles, hyper, index, maximize=flags[1])
 
 
 class AdamW(FusedOptimizer):

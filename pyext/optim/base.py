@@ -33,67 +33,88 @@ class Rule:
         """The group's hyper-parameters, checked, as the kernel takes them, without the step number."""
         raise NotImplementedError
 
-    def step(self, roles: list[list[Tensor]], hyper: list[tuple], index: list[int] | None, flags: tuple, guard) -> None:
-        """Take the step; roles are parameters, gradients, then the states."""
+    def gather(self, rows, guard) -> str | None:
+        """None when the StateRows `rows` are ready for `run`, otherwise the reason why not."""
+        raise NotImplementedError
+
+    def run(self, rows, hyper: list[tuple], index: list[int] | None, flags: tuple) -> None:
+        """The step over rows that `gather` approved."""
+        raise NotImplementedError
+
+    def check(self, roles: list[list[Tensor]]) -> None:
+        """Raises if the lists (parameters, gradients, states) cannot be stepped at all."""
+        raise NotImplementedError
+
+    def step(self, roles: list[list[Tensor]], hyper: list[tuple], index: list[int] | None, flags: tuple) -> None:
+        """The step over lists that `check` approved, whatever their layouts and dtypes."""
         raise NotImplementedError
 
 
 class Table:
     """Rows of one kernel call, with their states and step counters."""
 
-    def __init__(self, rule: Rule, rows: list[tuple[int, dict, Tensor]], optimizer: torch.optim.Optimizer):
+    def __init__(self, rule: Rule, rows: list[tuple[int, dict, Tensor]], state: dict):
         self.rule = rule
         self.flags = rule.flags(rows[0][1])
         self.names = rule.states(rows[0][1])
-        self.groups = [number for number, _, _ in rows]
         self.params = [p for _, _, p in rows]
-        self.entries = [optimizer.state[p] for p in self.params]
+        self.entries = [state[p] for p in self.params]
         for entry, p in zip(self.entries, self.params):
-            if "step" not in entry:
-                entry["step"] = torch.tensor(0.0)
             for name in self.names:
                 if name not in entry:
                     entry[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
         # The counters of all rows are one tensor, so that counting is one operation; each state["step"] is a 0-dim
         # float32 view of it, which is what torch.optim keeps there.
-        self.steps = torch.tensor([float(entry["step"]) for entry in self.entries], dtype=torch.float32)
-        self.step_views = list(self.steps.unbind())
-        for entry, view in zip(self.entries, self.step_views):
-            entry["step"] = view
+        self.steps = torch.tensor([float(entry.get("step", 0.0)) for entry in self.entries], dtype=torch.float32)
+        counters = list(self.steps.unbind())
+        for entry, counter in zip(self.entries, counters):
+            entry["step"] = counter
+        self.rows = lib.StateRows(self.params, self.entries, self.names)
         self.guard = lib.OverlapGuard()
+        self.groups = [number for number, _, _ in rows]
+        self.distinct_groups = list(dict.fromkeys(self.groups))
+        place = {number: i for i, number in enumerate(self.distinct_groups)}
+        self.group_index = None if len(place) == 1 else [place[number] for number in self.groups]
 
-    def step(self, grads: list[Tensor], hyper: dict[int, tuple]) -> None:
-        """Takes the step for the rows' gradients; counters advance only when the kernel call has succeeded."""
-        roles = [self.params, grads, *(lib.column(self.entries, name) for name in self.names)]
+    def prepare(self) -> bool:
+        """Gathers and checks everything; raises for mistakes; False when the table no longer fits the optimizer."""
+        self.lists = None
+        reason = self.rule.gather(self.rows, self.guard)
+        if reason in ("stale", "no grad"):
+            return False
+        if reason is not None:
+            # Layouts that differ, a mix of dtypes, a foreign backend, or a mistake.
+            states = [[entry[name] for entry in self.entries] for name in self.names]
+            self.lists = [self.params, lib.gradients(self.params), *states]
+            self.rule.check(self.lists)
+        return True
+
+    def run(self, hyper: dict[int, tuple]) -> None:
+        """The step that `prepare` made ready; counters advance only when it has succeeded."""
         rows, index = self._hyper_rows(hyper)
-        self.rule.step(roles, rows, index, self.flags, self.guard)
+        if self.lists is None:
+            self.rule.run(self.rows, rows, index, self.flags)
+        else:
+            self.rule.step(self.lists, rows, index, self.flags)
+            self.lists = None
+        # Kernels write through addresses; autograd must still notice that a tensor it saved has changed.
+        torch.autograd.graph.increment_version(self.params)
         self.steps += 1
 
-    def valid(self) -> bool:
-        """Whether the states are still those that the table holds (they may have been replaced from outside)."""
-        steps = lib.column(self.entries, "step")
-        return (
-            steps is not None
-            and lib.same_objects(steps, self.step_views)
-            and all(lib.column(self.entries, name) is not None for name in self.names)
-        )
-
     def _hyper_rows(self, hyper: dict[int, tuple]) -> tuple[list[tuple], list[int] | None]:
-        counts = self.steps.tolist()
-        keys = list(zip(self.groups, counts))
-        distinct = dict.fromkeys(keys)
-        rows = [(*hyper[group], int(count) + 1) for group, count in distinct]
-        if len(rows) == 1:
-            return rows, None
-        number = {key: i for i, key in enumerate(distinct)}
-        return rows, [number[key] for key in keys]
+        low, high = (int(value) for value in self.steps.aminmax())
+        if low == high:
+            return [(*hyper[group], low + 1) for group in self.distinct_groups], self.group_index
+        keys = list(zip(self.groups, self.steps.tolist()))
+        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        return [(*hyper[group], int(count) + 1) for group, count in number], [number[key] for key in keys]
 
 
 class FusedOptimizer(torch.optim.Optimizer):
     """Base of the elementwise optimizers; `step_rule` is also what Muon calls for its AdamW groups."""
 
     def __init__(self, params, defaults: dict):
-        self._tables: dict[str, tuple] = {}
+        self._tables: dict[str, TableSet] = {}
         super().__init__(params, defaults)
         for number, group in enumerate(self.param_groups):
             self._check_group(number, group)
@@ -122,49 +143,57 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._tables.clear()
 
     def step_rule(self, rule: Rule, groups: list[tuple[int, dict]]) -> None:
-        """One step of `rule` for the numbered groups, in as few kernel calls as their flags allow."""
-        params = [p for _, group in groups for p in group["params"]]
-        grads = lib.gradients(params)
+        """One step of `rule` for the numbered groups, in as few kernel calls as their flags allow.
+
+        All rows of all calls are checked before the first is stepped.
+        """
         hyper = {number: rule.hyper(group) for number, group in groups}
-        tables = self._cached_tables(rule, groups, params, grads)
-        for table, positions in tables:
-            table.step(grads if positions is None else [grads[i] for i in positions], hyper)
+        for table in self._prepared_tables(rule, groups):
+            table.run(hyper)
 
-    def _cached_tables(self, rule, groups, params, grads) -> list[tuple[Table, list[int] | None]]:
-        present = [grad is not None for grad in grads]
-        key = ([(number, len(group["params"]), rule.flags(group)) for number, group in groups], present)
+    def _prepared_tables(self, rule: Rule, groups: list[tuple[int, dict]]) -> list[Table]:
+        params = [p for _, group in groups for p in group["params"]]
+        key = [(number, len(group["params"]), rule.flags(group)) for number, group in groups]
         cached = self._tables.get(rule.name)
-        if cached is not None:
-            old_key, old_params, state, tables = cached
-            same = old_key == key and lib.same_objects(old_params, params) and state is self.state
-            if same and self._same_entries(tables) and all(table.valid() for table, _ in tables):
-                return tables
-        tables = self._build_tables(rule, groups, present)
-        self._tables[rule.name] = (key, params, self.state, tables)
-        return tables
+        if cached is not None and cached.fits(key, params, self.state) and cached.prepare():
+            return cached.tables
+        fresh = TableSet(rule, groups, key, params, self.state)
+        self._tables[rule.name] = fresh
+        if not fresh.prepare():
+            raise RuntimeError(f"{rule.name}: gradients or states changed while the step was being prepared")
+        return fresh.tables
 
-    def _same_entries(self, tables) -> bool:
-        # Entries are compared in the order in which self.state holds them, which needs no hashing of tensors.
-        current = list(self.state.values())
-        if len(tables) == 1 and lib.same_objects(current, tables[0][0].entries):
-            return True
-        return all(self.state.get(p) is e for table, _ in tables for p, e in zip(table.params, table.entries))
 
-    def _build_tables(self, rule, groups, present) -> list[tuple[Table, list[int] | None]]:
-        buckets: dict[tuple, list[tuple[int, tuple[int, dict, Tensor]]]] = {}
-        position = 0
+class TableSet:
+    """All tables of one rule, with what proves that they still describe the optimizer."""
+
+    def __init__(self, rule: Rule, groups: list[tuple[int, dict]], key: list, params: list[Tensor], state: dict):
+        self.key, self.params, self.state = key, params, state
+        grads = iter(lib.gradients(params))
+        buckets: dict[tuple, list[tuple[int, dict, Tensor]]] = {}
+        self.idle = []
         for number, group in groups:
             for p in group["params"]:
-                if present[position]:
-                    bucket = (p.device, p.dtype, rule.flags(group))
-                    buckets.setdefault(bucket, []).append((position, (number, group, p)))
-                position += 1
-        tables = []
-        for members in buckets.values():
-            table = Table(rule, [row for _, row in members], self)
-            positions = [i for i, _ in members]
-            tables.append((table, None if len(positions) == position else positions))
-        return tables
+                if next(grads) is None:
+                    self.idle.append(p)
+                else:
+                    buckets.setdefault((p.device, p.dtype, rule.flags(group)), []).append((number, group, p))
+        self.tables = [Table(rule, rows, state) for rows in buckets.values()]
+        self.entries = list(state.values())
+
+    def fits(self, key: list, params: list[Tensor], state: dict) -> bool:
+        """Same groups, same parameters, same state dictionaries: by identity, without hashing a tensor."""
+        return (
+            self.key == key
+            and self.state is state
+            and lib.same_objects(self.params, params)
+            and lib.same_objects(self.entries, list(state.values()))
+        )
+
+    def prepare(self) -> bool:
+        if any(grad is not None for grad in lib.gradients(self.idle)):
+            return False
+        return all(table.prepare() for table in self.tables)
 
 
 def run_closure(closure: Callable | None):

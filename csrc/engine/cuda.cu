@@ -1,0 +1,222 @@
+// CUDA engine: one launch steps as many tensors as its argument holds (see cuda_plan.h); one block steps one tile.
+#include "engine/cuda_launch.h"
+#include "engine/cuda_plan.h"
+#include "engine/engine.h"
+#include "engine/status.h"
+
+#if defined(__CUDA_ARCH__)
+#define STEEPEST_UNROLL _Pragma("unroll")
+#else
+#define STEEPEST_UNROLL
+#endif
+
+namespace steepest::cuda {
+namespace {
+
+// kCount consecutive elements of one role in registers, as they are stored: widening all of them at once would take up to
+// twice the registers.  Only constant indices keep them there, hence the unrolled loops.
+// Memory is accessed 16 bytes at a time.  The intrinsics (streaming: nothing is touched twice in a step) say "global
+// memory" and "one access" where nvcc finds out neither by itself: plain assignments became single stores of 4 bytes.
+template <class T, int kCount>
+struct Run {
+  static constexpr int kWords = kCount * sizeof(T) / kWord;
+  static_assert(kWords * kWord == kCount * sizeof(T), "a run is made of whole words");
+  uint32_t bits[kWords * 4];
+
+  __device__ __forceinline__ void load(const void *base, int64_t at) {
+    const uint4 *from = reinterpret_cast<const uint4 *>(static_cast<const T *>(base) + at);
+    STEEPEST_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const uint4 word = __ldcs(from + i);
+      bits[4 * i] = word.x, bits[4 * i + 1] = word.y, bits[4 * i + 2] = word.z, bits[4 * i + 3] = word.w;
+    }
+  }
+
+  __device__ __forceinline__ void store(void *base, int64_t at) const {
+    uint4 *to = reinterpret_cast<uint4 *>(static_cast<T *>(base) + at);
+    STEEPEST_UNROLL
+    for (int i = 0; i < kWords; ++i)
+      __stcs(to + i, uint4{bits[4 * i], bits[4 * i + 1], bits[4 * i + 2], bits[4 * i + 3]});
+  }
+
+  __device__ __forceinline__ float get(int i) const {
+    if constexpr (sizeof(T) == 4)
+      return bits_float(bits[i]);
+    else
+      return widen(T{static_cast<uint16_t>(bits[i / 2] >> (i % 2 * 16))});
+  }
+
+  __device__ __forceinline__ void set(int i, float x) {
+    if constexpr (sizeof(T) == 4) {
+      bits[i] = float_bits(x);
+    } else {
+      const uint32_t half = narrow<T>(x).bits;
+      uint32_t &pair = bits[i / 2];
+      pair = i % 2 == 0 ? (pair & 0xffff0000u) | half : (pair & 0x0000ffffu) | (half << 16);
+    }
+  }
+};
+
+template <class T>
+struct Run<T, 1> {
+  T element;
+  __device__ __forceinline__ void load(const void *base, int64_t at) { element = static_cast<const T *>(base)[at]; }
+  __device__ __forceinline__ void store(void *base, int64_t at) const { static_cast<T *>(base)[at] = element; }
+  __device__ __forceinline__ float get(int) const { return widen(element); }
+  __device__ __forceinline__ void set(int, float x) { element = narrow<T>(x); }
+};
+
+// What a block works on, in shared memory.
+template <int kRoles>
+struct Work {
+  TensorSlot<kRoles> tensor;
+  AdamWScalars scalars;
+};
+
+template <class P, class G, class S, bool kAmsgrad, int kCount, int kRoles>
+__device__ __forceinline__ void step(const TensorSlot<kRoles> &tensor, int64_t at, float divisor, const AdamWScalars &scalars) {
+  Run<P, kCount> params;
+  Run<G, kCount> grads;
+  Run<S, kCount> exp_avgs, exp_avg_sqs, maxima;
+  params.load(tensor.address[kParam], at);
+  grads.load(tensor.address[kGrad], at);
+  exp_avgs.load(tensor.address[kExpAvg], at);
+  exp_avg_sqs.load(tensor.address[kExpAvgSq], at);
+  if constexpr (kAmsgrad) maxima.load(tensor.address[kMaxExpAvgSq], at);
+  STEEPEST_UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    float p = params.get(i), g = grads.get(i), m = exp_avgs.get(i), v = exp_avg_sqs.get(i);
+    if (divisor != 1.0f) g = g / divisor;
+    if constexpr (kAmsgrad) {
+      float vmax = maxima.get(i);
+      adamw(p, g, m, v, &vmax, scalars);
+      maxima.set(i, vmax);
+    } else {
+      adamw(p, g, m, v, nullptr, scalars);
+    }
+    params.set(i, p);
+    exp_avgs.set(i, m);
+    exp_avg_sqs.set(i, v);
+  }
+  params.store(tensor.address[kParam], at);
+  exp_avgs.store(tensor.address[kExpAvg], at);
+  exp_avg_sqs.store(tensor.address[kExpAvgSq], at);
+  if constexpr (kAmsgrad) maxima.store(tensor.address[kMaxExpAvgSq], at);
+}
+
+// The tensor that a tile belongs to: the last one whose first tile does not come after it.
+template <int kRoles>
+__device__ __forceinline__ uint32_t find_tensor(const Launch<kRoles> &launch, uint32_t tile) {
+  uint32_t low = 0, high = launch.num_tensors;
+  while (high - low > 1) {
+    const uint32_t middle = (low + high) / 2;
+    if (launch.slots[middle].tensor.first_tile <= tile)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+template <class P, class G, class S, bool kAmsgrad>
+__global__ void __launch_bounds__(kBlock)
+adamw_kernel(const Launch<kAmsgrad ? 5 : 4> __grid_constant__ launch) {
+  constexpr int kRoles = kAmsgrad ? 5 : 4;
+  constexpr int kVector = kWord / sizeof(P);  // P is the smallest type: one access of it, two of a float32 beside it
+  if (launch.found_inf != nullptr && *launch.found_inf != 0.0f) return;
+
+  __shared__ Work<kRoles> work;
+  if (threadIdx.x == 0) {
+    work.tensor = launch.slots[find_tensor(launch, blockIdx.x)].tensor;
+    work.scalars = launch.slots[work.tensor.scalars].scalars;
+  }
+  __syncthreads();
+
+  const AdamWScalars scalars = work.scalars;
+  // As on the CPU: dividing by -scale is dividing by scale and negating.
+  float divisor = launch.grad_scale != nullptr ? *launch.grad_scale : 1.0f;
+  if (launch.maximize) divisor = -divisor;
+
+  // The tile's places are counted from a 16-byte boundary, `begin` (before element 0 in a shifted tensor's first tile).
+  // Of its elements [first, end), whole vectors are [head, tail); the others are stepped one by one, and so are all
+  // of them in a tensor whose roles are apart.
+  const bool apart = work.tensor.shift == kApart;
+  const uint32_t tile = blockIdx.x - work.tensor.first_tile;
+  const int64_t begin = static_cast<int64_t>(tile) * kTile - (apart ? 0 : work.tensor.shift);
+  const int64_t left = work.tensor.numel - begin;
+  const int first = begin < 0 ? static_cast<int>(-begin) : 0;
+  const int end = left < kTile ? static_cast<int>(left) : kTile;
+  const int aligned = (first + kVector - 1) / kVector * kVector;
+  const int head = apart || aligned > end ? end : aligned;
+  const int tail = head + (end - head) / kVector * kVector;
+
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = head + thread * kVector; i < tail; i += kBlock * kVector)
+    step<P, G, S, kAmsgrad, kVector>(work.tensor, begin + i, divisor, scalars);
+  const int before = head - first, loose = before + end - tail;
+  for (int i = thread; i < loose; i += kBlock) {
+    const int place = i < before ? first + i : tail + i - before;
+    step<P, G, S, kAmsgrad, 1>(work.tensor, begin + place, divisor, scalars);
+  }
+}
+
+// Null for a combination of types that has no kernel.
+template <bool kAmsgrad>
+auto find_kernel(const steepest_adamw_args &args) {
+  using Kernel = decltype(&adamw_kernel<float, float, float, kAmsgrad>);
+  const auto is = [&](int32_t p, int32_t g, int32_t s) {
+    return args.param_dtype == p && args.grad_dtype == g && args.state_dtype == s;
+  };
+  Kernel kernel = nullptr;
+  if (is(STEEPEST_FLOAT32, STEEPEST_FLOAT32, STEEPEST_FLOAT32))
+    kernel = &adamw_kernel<float, float, float, kAmsgrad>;
+  else if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_BFLOAT16))
+    kernel = &adamw_kernel<bfloat16, bfloat16, bfloat16, kAmsgrad>;
+  else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT16))
+    kernel = &adamw_kernel<float16, float16, float16, kAmsgrad>;
+  else if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32))
+    kernel = &adamw_kernel<bfloat16, bfloat16, float, kAmsgrad>;
+  else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32))
+    kernel = &adamw_kernel<float16, float16, float, kAmsgrad>;
+  return kernel;
+}
+
+template <bool kAmsgrad>
+steepest_status run(const AdamWCall &call) {
+  constexpr int kRoles = kAmsgrad ? 5 : 4;
+  const DeviceGuard guard(call.exec->device_index);
+  if (guard.error() != cudaSuccess)
+    return fail(STEEPEST_ERROR_CUDA, "steepest_adamw_step: device %d cannot be used: %s", call.exec->device_index,
+                cudaGetErrorString(guard.error()));
+  const auto kernel = find_kernel<kAmsgrad>(*call.args);
+  const auto stream = static_cast<cudaStream_t>(call.exec->stream);
+  cudaError_t error = cudaSuccess;
+  for_launches<kRoles>(*call.args, call.scalars, [&](const Launch<kRoles> &launch, int64_t tiles) {
+    if (error == cudaSuccess) error = STEEPEST_LAUNCH(kernel, static_cast<unsigned>(tiles), kBlock, stream, launch);
+  });
+  if (error == cudaSuccess) return STEEPEST_OK;
+  cudaGetLastError();  // reported here: the caller's next check must not find it again
+  return fail(STEEPEST_ERROR_CUDA, "steepest_adamw_step: launch on device %d failed: %s", call.exec->device_index,
+              cudaGetErrorString(error));
+}
+
+template <int kRoles>
+int64_t count_launches(const steepest_adamw_args &args) {
+  int64_t launches = 0;
+  for_launches<kRoles>(args, nullptr, [&](const Launch<kRoles> &, int64_t) { ++launches; });
+  return launches;
+}
+
+}  // namespace
+
+bool adamw_supports(const steepest_adamw_args &args) { return find_kernel<false>(args) != nullptr; }
+
+steepest_status adamw(const AdamWCall &call) {
+  return call.args->max_exp_avg_sqs ? run<true>(call) : run<false>(call);
+}
+
+int64_t adamw_launches(const steepest_adamw_args &args) {
+  return args.max_exp_avg_sqs ? count_launches<5>(args) : count_launches<4>(args);
+}
+
+}  // namespace steepest::cuda
