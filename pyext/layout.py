@@ -10,9 +10,11 @@ from torch import Tensor
 
 def is_dense(tensor: Tensor) -> bool:
     """True when the elements fill one block of memory without gaps or overlap, in any order of dimensions."""
+    if not tensor.numel():
+        return True
     expected = 1
     for stride, size in sorted((st, sz) for sz, st in zip(tensor.shape, tensor.stride()) if sz != 1):
-        if size and stride != expected:
+        if stride != expected:
             return False
         expected *= size
     return True

@@ -116,8 +116,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __init__(self, params, defaults: dict):
         self._tables: dict[str, TableSet] = {}
         super().__init__(params, defaults)
-        for number, group in enumerate(self.param_groups):
-            self._check_group(number, group)
 
     def _check_group(self, number: int, group: dict) -> None:
         """Raises for a group whose options are wrong; called at construction, add_param_group and loading."""
@@ -141,6 +139,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self._tables.clear()
+        for number, group in enumerate(self.param_groups):
+            self._check_group(number, group)
 
     def step_rule(self, rule: Rule, groups: list[tuple[int, dict]]) -> None:
         """One step of `rule` for the numbered groups, in as few kernel calls as their flags allow.
