@@ -1,0 +1,61 @@
+# Two commands do all the set-up on a fresh machine (Python >= 3.9, g++, perhaps nvcc):
+#   make run     build, validate quickly, then train on real text with our optimizers beside torch's
+#   make test    every layer of tests
+# Options: PYTHON=python3.12  CMAKE_ARGS=-DSTEEPEST_CUDA=OFF  DEMO="--steps 50"  PYTEST="-k adamw"
+
+PYTHON ?= python3
+VENV   ?= .venv
+DEMO   ?=
+PYTEST ?=
+# The versions that the tests run with here.  The package itself asks for torch>=2.9 only.
+TORCH  := torch==2.13.0
+TRITON := triton==3.9.0
+
+py := $(VENV)/bin/python
+sources := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f) $(wildcard pyext/*.cpp pyext/*.h)
+
+.PHONY: run test build bench lint format clean validate
+
+run: build
+	$(py) -m steepest info
+	$(py) -m steepest validate --quick
+	$(py) -m steepest demo $(DEMO)
+
+test: build
+	$(py) -m pytest tests -m "not interpret" $(PYTEST)
+	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(PYTEST)
+
+bench: build
+	mkdir -p out
+	$(py) -m pytest bench --benchmark-json=out/bench.json $(PYTEST)
+
+validate: build
+	$(py) -m steepest validate
+
+lint: $(VENV)/.tools
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.tools
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+build: $(VENV)/.build
+
+# An interpreter that already has torch (a GPU machine's) keeps it; otherwise the pinned build is installed.
+$(VENV)/.tools: pyproject.toml Makefile
+	test -x $(py) || { $(PYTHON) -c "import torch" 2>/dev/null \
+	  && $(PYTHON) -m venv --system-site-packages $(VENV) || $(PYTHON) -m venv $(VENV); }
+	$(py) -c "import torch" 2>/dev/null || $(py) -m pip install -q $(TORCH)
+	$(py) -c "import triton" 2>/dev/null || $(py) -m pip install -q $(TRITON)
+	$(py) -m pip install -q "setuptools>=68" wheel "pybind11>=2.13" "cmake>=3.22" ninja numpy \
+	  rich matplotlib pytest pytest-benchmark hypothesis scikit-learn ruff
+	touch $@
+
+$(VENV)/.build: $(VENV)/.tools $(sources)
+	PATH="$(abspath $(VENV))/bin:$$PATH" STEEPEST_BUILD_DIR=build/cmake CMAKE_GENERATOR=Ninja CMAKE_ARGS="$(CMAKE_ARGS)" \
+	  $(py) -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf build dist out pyext/lib pyext/include pyext/_C*.so *.egg-info $(VENV)/.build

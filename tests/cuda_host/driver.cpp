@@ -1,0 +1,190 @@
+// Runs the CUDA engine on the host through the C interface.  One command per test; each prints one line of JSON and
+// exits with 0, or says on stderr what was wrong and exits with 1.
+#include <sys/mman.h>
+
+#include <cstdio>
+
+#include "cuda_shim.h"
+#include "lists.h"
+
+namespace {
+
+#define EXPECT(condition, ...)                                 \
+  do {                                                         \
+    if (!(condition)) {                                        \
+      std::fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);     \
+      std::fprintf(stderr, __VA_ARGS__);                       \
+      std::fprintf(stderr, "\n");                              \
+      std::exit(1);                                            \
+    }                                                          \
+  } while (0)
+
+steepest_exec on(steepest_device device, int index = 0) {
+  steepest_exec exec{};
+  exec.struct_size = sizeof exec;
+  exec.device = device;
+  exec.device_index = index;
+  exec.num_threads = 1;
+  return exec;
+}
+
+steepest_status step(const steepest_exec &exec, const steepest_adamw_args &args) {
+  uint64_t bytes = 0;
+  const steepest_status status = steepest_adamw_workspace_size(&exec, &args, &bytes);
+  if (status != STEEPEST_OK) return status;
+  std::vector<char> workspace(bytes);
+  return steepest_adamw_step(&exec, &args, workspace.data(), bytes);
+}
+
+int64_t launches(const steepest_adamw_args &args) {
+  const steepest_exec exec = on(STEEPEST_CUDA);
+  int64_t count = -1;
+  EXPECT(steepest_adamw_launches(&exec, &args, &count) == STEEPEST_OK, "%s", steepest_last_error());
+  return count;
+}
+
+// Random lists through both engines: every element and guard byte must come out the same.
+int compare_lists(uint64_t seed, int count, int64_t largest) {
+  lists::Coverage seen;
+  lists::Random random{std::mt19937_64(seed)};
+  for (int i = 0; i < count; ++i) {
+    lists::List cuda(random, largest, seen);
+    lists::List cpu(cuda);
+    const lists::List before(cuda);
+    const steepest_adamw_args cuda_args = cuda.args(), cpu_args = cpu.args();
+    const int64_t expected = launches(cuda_args);
+    shim::launches = 0;
+    EXPECT(step(on(STEEPEST_CUDA), cuda_args) == STEEPEST_OK, "list %d: %s", i, steepest_last_error());
+    EXPECT(step(on(STEEPEST_CPU), cpu_args) == STEEPEST_OK, "list %d: %s", i, steepest_last_error());
+    const std::string difference = cuda.difference(cpu);
+    EXPECT(difference.empty(), "list %d: CUDA, CPU: %s", i, difference.c_str());
+    if (cuda.skipped()) EXPECT(cuda.difference(before).empty(), "list %d was changed in spite of found_inf", i);
+    EXPECT(shim::launches == expected, "list %d: %d launches, foretold %lld", i, shim::launches,
+           static_cast<long long>(expected));
+    seen.launches += expected;
+    seen.lists_of_several_launches += expected > 1;
+  }
+  const auto print = [](const char *name, int64_t n) {
+    std::printf("\"%s\": %lld, ", name, static_cast<long long>(n));
+  };
+  std::printf("{");
+  print("tensors", seen.tensors), print("elements", seen.elements), print("empty", seen.empty);
+  print("aligned", seen.aligned), print("shifted", seen.shifted), print("apart", seen.apart);
+  print("amsgrad", seen.amsgrad), print("skipped", seen.skipped), print("scaled", seen.scaled);
+  print("launches", seen.launches), print("lists_of_several_launches", seen.lists_of_several_launches);
+  std::printf("\"lists\": %lld}\n", static_cast<long long>(seen.lists));
+  return 0;
+}
+
+// Launches for `tensors` tensors of `numel` elements with `rows` hyper-parameter rows.  Only addresses are looked at.
+int count_launches(int64_t tensors, int64_t numel, int64_t rows, bool amsgrad) {
+  std::vector<int64_t> sizes(tensors, numel);
+  std::vector<void *> addresses(tensors, reinterpret_cast<void *>(uintptr_t{4096}));
+  std::vector<steepest_adamw_hyper> hyper(rows, {1e-3, 0.9, 0.999, 1e-8, 0.01, 1});
+  std::vector<int32_t> index(tensors);
+  for (int64_t i = 0; i < tensors; ++i) index[i] = static_cast<int32_t>(i % rows);
+  steepest_adamw_args a{};
+  a.struct_size = sizeof a;
+  a.num_tensors = tensors;
+  a.numel = sizes.data();
+  a.params = a.exp_avgs = a.exp_avg_sqs = addresses.data();
+  a.grads = const_cast<const void *const *>(addresses.data());
+  a.max_exp_avg_sqs = amsgrad ? addresses.data() : nullptr;
+  a.num_hyper = rows;
+  a.hyper = hyper.data();
+  a.hyper_index = index.data();
+  std::printf("{\"launches\": %lld}\n", static_cast<long long>(launches(a)));
+  return 0;
+}
+
+// More elements than 32 bits count, in memory that is only reserved: the last blocks of the grid run, and the elements
+// that they step must equal a short tensor stepped by the CPU engine.
+int step_far_end(int64_t tile) {
+  // Three blocks step at least two whole tiles and one element, and at most three tiles.
+  const int64_t far_numel = (int64_t{1} << 32) + 3 * tile + 5, near_numel = 3 * tile, checked = 2 * tile + 1;
+  const size_t bytes = static_cast<size_t>(far_numel) * 2;
+  void *far[4];
+  std::vector<uint16_t> near[4];
+  std::mt19937_64 random(7);
+  for (int role = 0; role < 4; ++role) {
+    far[role] = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (far[role] == MAP_FAILED) {
+      std::printf("{\"skip\": \"cannot reserve %zu bytes of address space\"}\n", bytes);
+      return 0;
+    }
+    for (int64_t i = 0; i < near_numel; ++i) near[role].push_back(static_cast<uint16_t>(0x3c00 + random() % 512));
+    std::memcpy(static_cast<uint16_t *>(far[role]) + far_numel - near_numel, near[role].data(), near_numel * 2);
+  }
+  const steepest_adamw_hyper hyper{1e-2, 0.9, 0.99, 1e-8, 0.1, 3};
+  int64_t numel = far_numel;
+  steepest_adamw_args a{};
+  a.struct_size = sizeof a;
+  a.num_tensors = 1;
+  a.numel = &numel;
+  a.params = &far[0], a.grads = &far[1], a.exp_avgs = &far[2], a.exp_avg_sqs = &far[3];
+  a.param_dtype = a.grad_dtype = a.state_dtype = STEEPEST_FLOAT16;
+  a.num_hyper = 1;
+  a.hyper = &hyper;
+  shim::blocks_at_end = 3;
+  EXPECT(step(on(STEEPEST_CUDA), a) == STEEPEST_OK, "%s", steepest_last_error());
+
+  void *short_ones[4];
+  for (int role = 0; role < 4; ++role) short_ones[role] = near[role].data();
+  numel = near_numel;
+  a.params = &short_ones[0], a.grads = &short_ones[1], a.exp_avgs = &short_ones[2], a.exp_avg_sqs = &short_ones[3];
+  EXPECT(step(on(STEEPEST_CPU), a) == STEEPEST_OK, "%s", steepest_last_error());
+  for (int role = 0; role < 4; ++role) {
+    const int wrong = std::memcmp(static_cast<uint16_t *>(far[role]) + far_numel - checked,
+                                  near[role].data() + near_numel - checked, checked * 2);
+    EXPECT(!wrong, "%s differs beyond 2^32 elements", lists::kRoleNames[role]);
+    munmap(far[role], bytes);
+  }
+  std::printf("{\"checked\": %lld}\n", static_cast<long long>(checked));
+  return 0;
+}
+
+// Devices, streams, and what the runtime refuses.
+int use_devices() {
+  lists::Coverage seen;
+  lists::Random random{std::mt19937_64(5)};
+  lists::List list(random, 100, seen);
+  EXPECT(!list.skipped() && seen.elements > 0, "this seed gives a list with nothing to step");
+  const lists::List before(list);
+  const steepest_adamw_args args = list.args();
+
+  EXPECT(step(on(STEEPEST_CUDA, 7), args) == STEEPEST_ERROR_CUDA, "a device that is not there was accepted");
+  std::string message = steepest_last_error();
+  EXPECT(message == "steepest_adamw_step: device 7 cannot be used: invalid device ordinal", "%s", message.c_str());
+  EXPECT(list.difference(before).empty() && shim::device == 0, "the refused call left traces");
+
+  shim::launch_result = cudaErrorLaunchFailure;
+  EXPECT(step(on(STEEPEST_CUDA, 1), args) == STEEPEST_ERROR_CUDA, "a refused launch went unnoticed");
+  message = steepest_last_error();
+  EXPECT(message == "steepest_adamw_step: launch on device 1 failed: launch failure", "%s", message.c_str());
+  EXPECT(list.difference(before).empty() && shim::device == 0, "the refused launch left traces");
+  EXPECT(shim::last_error == cudaSuccess, "a reported error is still pending");
+  shim::launch_result = cudaSuccess;
+
+  steepest_exec exec = on(STEEPEST_CUDA, 1);
+  exec.stream = &exec;
+  EXPECT(step(exec, args) == STEEPEST_OK, "%s", steepest_last_error());
+  EXPECT(shim::launch_device == 1 && shim::device == 0, "launched on device %d, left on %d", shim::launch_device,
+         shim::device);
+  EXPECT(static_cast<void *>(shim::launch_stream) == &exec, "launched on another stream");
+  EXPECT(!list.difference(before).empty(), "nothing was stepped");
+  std::printf("{\"ok\": true}\n");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+  const std::string command = argc > 1 ? argv[1] : "";
+  const auto number = [&](int i) { return std::atoll(argv[i]); };
+  if (command == "lists" && argc == 5) return compare_lists(number(2), static_cast<int>(number(3)), number(4));
+  if (command == "launches" && argc == 6) return count_launches(number(2), number(3), number(4), number(5) != 0);
+  if (command == "far" && argc == 3) return step_far_end(number(2));
+  if (command == "devices" && argc == 2) return use_devices();
+  std::fprintf(stderr, "usage: lists SEED COUNT LARGEST | launches TENSORS NUMEL ROWS AMSGRAD | far TILE | devices\n");
+  return 2;
+}

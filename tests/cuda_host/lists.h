@@ -1,0 +1,241 @@
+// Random tensor lists in guarded memory, for comparing two engines.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "formula/number.h"
+#include "steepest/steepest.h"
+
+// Present only in a program linked with AddressSanitizer.
+extern "C" void __asan_poison_memory_region(const volatile void *address, size_t size) __attribute__((weak));
+extern "C" void __asan_unpoison_memory_region(const volatile void *address, size_t size) __attribute__((weak));
+
+namespace lists {
+
+// An array at a chosen distance from a 16-byte boundary.  Bytes around it are checked for changes; with
+// AddressSanitizer there are none after it, and those before it are poisoned, as far as its 8-byte granules allow.
+class Array {
+ public:
+  Array(size_t bytes, size_t offset) : bytes_(bytes), before_(kGuard + offset), after_(sanitized() ? 0 : kGuard) {
+    memory_ = static_cast<unsigned char *>(std::malloc(before_ + bytes_ + after_));
+    std::memset(memory_, kPattern, before_ + bytes_ + after_);
+    if (sanitized()) __asan_poison_memory_region(memory_, before_ / 8 * 8);
+  }
+  Array(const Array &other) : Array(other.bytes_, other.before_ - kGuard) { std::memcpy(data(), other.data(), bytes_); }
+  ~Array() {
+    if (sanitized()) __asan_unpoison_memory_region(memory_, before_);
+    std::free(memory_);
+  }
+  Array &operator=(const Array &) = delete;
+
+  unsigned char *data() const { return memory_ + before_; }
+  size_t bytes() const { return bytes_; }
+  bool guards_intact() const {
+    for (size_t i = sanitized() ? before_ / 8 * 8 : 0; i < before_; ++i)
+      if (memory_[i] != kPattern) return false;
+    for (size_t i = 0; i < after_; ++i)
+      if (memory_[before_ + bytes_ + i] != kPattern) return false;
+    return true;
+  }
+
+ private:
+  static constexpr size_t kGuard = 64;
+  static constexpr unsigned char kPattern = 0xa5;
+  static bool sanitized() { return __asan_poison_memory_region != nullptr; }
+  size_t bytes_, before_, after_;
+  unsigned char *memory_;
+};
+
+struct Random {
+  std::mt19937_64 engine;
+  uint64_t below(uint64_t n) { return engine() % n; }
+  bool one_in(uint64_t n) { return below(n) == 0; }
+  double uniform() { return static_cast<double>(engine() >> 11) * 0x1p-53; }
+  double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
+};
+
+inline size_t size_of(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : 2; }
+
+inline void write(unsigned char *to, int32_t dtype, float x) {
+  using namespace steepest;
+  if (dtype == STEEPEST_FLOAT32) {
+    std::memcpy(to, &x, 4);
+  } else {
+    const uint16_t bits = dtype == STEEPEST_BFLOAT16 ? narrow<bfloat16>(x).bits : narrow<float16>(x).bits;
+    std::memcpy(to, &bits, 2);
+  }
+}
+
+inline float read(const unsigned char *from, int32_t dtype) {
+  using namespace steepest;
+  float x;
+  uint16_t bits;
+  if (dtype == STEEPEST_FLOAT32) return std::memcpy(&x, from, 4), x;
+  std::memcpy(&bits, from, 2);
+  return dtype == STEEPEST_BFLOAT16 ? widen(bfloat16{bits}) : widen(float16{bits});
+}
+
+enum { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kRoles };
+inline const char *const kRoleNames[kRoles] = {"param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+
+// How often each situation that the engine treats differently came up.
+struct Coverage {
+  int64_t lists = 0, tensors = 0, elements = 0, launches = 0, lists_of_several_launches = 0;
+  int64_t empty = 0, aligned = 0, shifted = 0, apart = 0;  // tensors
+  int64_t amsgrad = 0, skipped = 0, scaled = 0;            // lists
+};
+
+// The arguments of one call and the memory behind them.
+class List {
+ public:
+  List(Random &random, int64_t largest, Coverage &coverage) {
+    static const int32_t triples[5][3] = {{STEEPEST_FLOAT32, STEEPEST_FLOAT32, STEEPEST_FLOAT32},
+                                          {STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_BFLOAT16},
+                                          {STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT16},
+                                          {STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32},
+                                          {STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32}};
+    const int32_t *triple = triples[random.below(5)];
+    const int32_t dtypes[kRoles] = {triple[0], triple[1], triple[2], triple[2], triple[2]};
+    std::memcpy(dtype_, dtypes, sizeof dtype_);
+    amsgrad_ = random.one_in(2);
+    maximize_ = random.one_in(3);
+    special_values_ = random.one_in(4);
+    const bool long_list = random.one_in(20);
+    const int64_t tensors = long_list ? 600 + random.below(900) : 1 + random.below(12);
+    const int64_t rows = random.one_in(8) ? tensors : 1 + random.below(3);
+    for (int64_t i = 0; i < rows; ++i) add_hyper(random);
+    for (int64_t i = 0; i < tensors; ++i) {
+      numel_.push_back(random_numel(random, long_list ? 40 : largest));
+      hyper_index_.push_back(rows == tensors ? static_cast<int32_t>(i) : static_cast<int32_t>(random.below(rows)));
+      add_arrays(random, coverage);
+    }
+    if (random.one_in(2)) {
+      static const float scales[] = {1.0f, 65536.0f, 0.37f, 3.0f};
+      scale_.push_back(scales[random.below(4)]);
+    }
+    if (random.one_in(2)) {
+      static const float flags[] = {1.0f, std::numeric_limits<float>::quiet_NaN()};
+      found_inf_.push_back(random.one_in(4) ? flags[random.below(2)] : 0.0f);
+    }
+    coverage.lists += 1;
+    coverage.tensors += tensors;
+    coverage.amsgrad += amsgrad_;
+    coverage.scaled += !scale_.empty();
+    coverage.skipped += skipped();
+  }
+
+  bool skipped() const { return !found_inf_.empty() && found_inf_[0] != 0.0f; }
+
+  // Valid while this list lives and is not copied over.
+  steepest_adamw_args args() {
+    steepest_adamw_args a{};
+    a.struct_size = sizeof a;
+    a.num_tensors = static_cast<int64_t>(numel_.size());
+    a.numel = numel_.data();
+    for (int role = 0; role < kRoles; ++role) {
+      address_[role].clear();
+      for (const Array &array : arrays_[role]) address_[role].push_back(array.data());
+    }
+    a.params = address_[kParam].data();
+    a.grads = const_cast<const void *const *>(address_[kGrad].data());
+    a.exp_avgs = address_[kExpAvg].data();
+    a.exp_avg_sqs = address_[kExpAvgSq].data();
+    a.max_exp_avg_sqs = amsgrad_ ? address_[kMaxExpAvgSq].data() : nullptr;
+    a.param_dtype = dtype_[kParam];
+    a.grad_dtype = dtype_[kGrad];
+    a.state_dtype = dtype_[kExpAvg];
+    a.flags = maximize_ ? STEEPEST_MAXIMIZE : 0;
+    a.num_hyper = static_cast<int64_t>(hyper_.size());
+    a.hyper = hyper_.data();
+    a.hyper_index = hyper_index_.data();
+    a.grad_scale = scale_.empty() ? nullptr : scale_.data();
+    a.found_inf = found_inf_.empty() ? nullptr : found_inf_.data();
+    return a;
+  }
+
+  // "" when every element and guard byte of both lists is the same; NaN equals NaN, whatever its payload, since which
+  // operand's payload survives is up to the compiler.
+  std::string difference(const List &other) const {
+    for (int role = 0; role < kRoles; ++role)
+      for (size_t tensor = 0; tensor < arrays_[role].size(); ++tensor) {
+        const Array &a = arrays_[role][tensor], &b = other.arrays_[role][tensor];
+        const std::string name = std::string(kRoleNames[role]) + "[" + std::to_string(tensor) + "]";
+        if (!a.guards_intact() || !b.guards_intact()) return name + ": memory around it was written to";
+        const size_t size = size_of(dtype_[role]);
+        for (size_t at = 0; at < a.bytes(); at += size) {
+          if (std::memcmp(a.data() + at, b.data() + at, size) == 0) continue;
+          const float x = read(a.data() + at, dtype_[role]), y = read(b.data() + at, dtype_[role]);
+          if (std::isnan(x) && std::isnan(y)) continue;
+          return name + " differs at element " + std::to_string(at / size) + " of " + std::to_string(a.bytes() / size) +
+                 ": " + std::to_string(x) + ", " + std::to_string(y);
+        }
+      }
+    return "";
+  }
+
+ private:
+  static int64_t random_numel(Random &random, int64_t largest) {
+    switch (random.below(8)) {
+      case 0: return 0;
+      case 1: return 1 + static_cast<int64_t>(random.below(20));
+      case 2: return 16 * (1 + static_cast<int64_t>(random.below(20)));
+      case 3: return static_cast<int64_t>(random.below(largest + 1));
+      default: return static_cast<int64_t>(random.below(std::min<int64_t>(largest, 700) + 1));
+    }
+  }
+
+  void add_hyper(Random &random) {
+    static const double beta1[] = {0.0, 0.3, 0.9, 0.95}, beta2[] = {0.0, 0.95, 0.999};
+    hyper_.push_back({std::pow(10.0, -4 + 3 * random.uniform()), beta1[random.below(4)], beta2[random.below(3)], 1e-8,
+                      random.one_in(2) ? 0.0 : 0.1 * random.uniform(), 1 + static_cast<int64_t>(random.below(1000))});
+  }
+
+  // One array per role for the newest tensor: all on boundaries, all shifted alike, or each on its own.
+  void add_arrays(Random &random, Coverage &coverage) {
+    const int64_t numel = numel_.back();
+    const uint64_t lanes = 16 / size_of(dtype_[kParam]);
+    const uint64_t kind = random.below(3), shift = kind == 0 ? 0 : random.below(lanes);
+    bool apart = false;
+    for (int role = 0; role < (amsgrad_ ? kRoles : kMaxExpAvgSq); ++role) {
+      const size_t size = size_of(dtype_[role]);
+      const uint64_t own = role > 0 && kind == 2 ? random.below(lanes) : shift;
+      apart |= (own - shift) * size % 16 != 0;
+      arrays_[role].emplace_back(numel * size, own * size % 16);
+      unsigned char *const data = arrays_[role].back().data();
+      for (int64_t i = 0; i < numel; ++i) write(data + i * size, dtype_[role], value(random, role));
+    }
+    coverage.elements += numel;
+    if (numel == 0)
+      ++coverage.empty;
+    else
+      ++(apart ? coverage.apart : shift != 0 ? coverage.shifted : coverage.aligned);
+  }
+
+  float value(Random &random, int role) const {
+    if (special_values_ && random.one_in(10)) {
+      static const float infinity = std::numeric_limits<float>::infinity(), nan = infinity - infinity;
+      static const float specials[] = {0.0f, -0.0f, 1e-45f, 1e-39f, 3e38f, infinity, -infinity, nan};
+      return specials[random.below(8)];
+    }
+    const double x = random.normal();
+    return static_cast<float>(role >= kExpAvgSq ? 1e-3 * x * x : role == kParam ? x : 0.03 * x);
+  }
+
+  int32_t dtype_[kRoles];
+  bool amsgrad_, maximize_, special_values_;
+  std::vector<int64_t> numel_;
+  std::vector<int32_t> hyper_index_;
+  std::vector<steepest_adamw_hyper> hyper_;
+  std::vector<float> scale_, found_inf_;
+  std::vector<Array> arrays_[kRoles];
+  std::vector<void *> address_[kRoles];
+};
+
+}  // namespace lists
