@@ -52,6 +52,16 @@ steepest_status check_hyper(const char *op, const steepest_adamw_hyper &h, int64
   return STEEPEST_OK;
 }
 
+// NULL, or an address that no element of that type can have (a GPU would fault on it).
+steepest_status check_address(const char *op, const char *role, long long row, const void *address, int32_t dtype) {
+  const uintptr_t size = dtype == STEEPEST_FLOAT32 ? 4 : 2;
+  STEEPEST_REQUIRE(address, "%s: %s[%lld] is NULL", op, role, row);
+  STEEPEST_REQUIRE(reinterpret_cast<uintptr_t>(address) % size == 0,
+                   "%s: %s[%lld] is at %p, expected a multiple of %d bytes", op, role, row, address,
+                   static_cast<int>(size));
+  return STEEPEST_OK;
+}
+
 steepest_status check_tensors(const char *op, const steepest_adamw_args &a) {
   for (int64_t i = 0; i < a.num_tensors; ++i) {
     const long long k = i;
@@ -62,11 +72,17 @@ steepest_status check_tensors(const char *op, const steepest_adamw_args &a) {
                        "%s: hyper_index[%lld] is %d, expected in [0, %lld)", op, k, a.hyper_index[i],
                        static_cast<long long>(a.num_hyper));
     if (a.numel[i] == 0) continue;
-    STEEPEST_REQUIRE(a.params[i], "%s: params[%lld] is NULL", op, k);
-    STEEPEST_REQUIRE(a.grads[i], "%s: grads[%lld] is NULL", op, k);
-    STEEPEST_REQUIRE(a.exp_avgs[i], "%s: exp_avgs[%lld] is NULL", op, k);
-    STEEPEST_REQUIRE(a.exp_avg_sqs[i], "%s: exp_avg_sqs[%lld] is NULL", op, k);
-    STEEPEST_REQUIRE(!a.max_exp_avg_sqs || a.max_exp_avg_sqs[i], "%s: max_exp_avg_sqs[%lld] is NULL", op, k);
+    const struct {
+      const char *name;
+      const void *address;
+      int32_t dtype;
+    } roles[5] = {{"params", a.params[i], a.param_dtype},
+                  {"grads", a.grads[i], a.grad_dtype},
+                  {"exp_avgs", a.exp_avgs[i], a.state_dtype},
+                  {"exp_avg_sqs", a.exp_avg_sqs[i], a.state_dtype},
+                  {"max_exp_avg_sqs", a.max_exp_avg_sqs ? a.max_exp_avg_sqs[i] : a.exp_avgs[i], a.state_dtype}};
+    for (const auto &role : roles)
+      if (const steepest_status status = check_address(op, role.name, k, role.address, role.dtype)) return status;
   }
   return STEEPEST_OK;
 }

@@ -13,10 +13,10 @@
 namespace steepest::cuda {
 namespace {
 
-// kCount consecutive elements of one role in registers, as they are stored: widening all of them at once would take up to
-// twice the registers.  Only constant indices keep them there, hence the unrolled loops.
-// Memory is accessed 16 bytes at a time.  The intrinsics (streaming: nothing is touched twice in a step) say "global
-// memory" and "one access" where nvcc finds out neither by itself: plain assignments became single stores of 4 bytes.
+// kCount consecutive elements of one role in registers, as they are stored: widening all of them at once would take up
+// to twice the registers.  Only constant indices keep them there, hence the unrolled loops.
+// Memory is accessed 16 bytes at a time.  The intrinsics say what nvcc does not find out by itself, that this is global
+// memory and one access: plain assignments became stores of 4 bytes.  (They also say that nothing is used twice.)
 template <class T, int kCount>
 struct Run {
   static constexpr int kWords = kCount * sizeof(T) / kWord;
@@ -74,7 +74,8 @@ struct Work {
 };
 
 template <class P, class G, class S, bool kAmsgrad, int kCount, int kRoles>
-__device__ __forceinline__ void step(const TensorSlot<kRoles> &tensor, int64_t at, float divisor, const AdamWScalars &scalars) {
+__device__ __forceinline__ void step(const TensorSlot<kRoles> &tensor, int64_t at, float divisor,
+                                     const AdamWScalars &scalars) {
   Run<P, kCount> params;
   Run<G, kCount> grads;
   Run<S, kCount> exp_avgs, exp_avg_sqs, maxima;
@@ -119,8 +120,7 @@ __device__ __forceinline__ uint32_t find_tensor(const Launch<kRoles> &launch, ui
 }
 
 template <class P, class G, class S, bool kAmsgrad>
-__global__ void __launch_bounds__(kBlock)
-adamw_kernel(const Launch<kAmsgrad ? 5 : 4> __grid_constant__ launch) {
+__global__ void __launch_bounds__(kBlock) adamw_kernel(const Launch<kAmsgrad ? 5 : 4> __grid_constant__ launch) {
   constexpr int kRoles = kAmsgrad ? 5 : 4;
   constexpr int kVector = kWord / sizeof(P);  // P is the smallest type: one access of it, two of a float32 beside it
   if (launch.found_inf != nullptr && *launch.found_inf != 0.0f) return;
@@ -160,7 +160,7 @@ adamw_kernel(const Launch<kAmsgrad ? 5 : 4> __grid_constant__ launch) {
   }
 }
 
-// Null for a combination of types that has no kernel.
+// Null for a combination of types that has no kernel (the same ones with and without AMSGrad).
 template <bool kAmsgrad>
 auto find_kernel(const steepest_adamw_args &args) {
   using Kernel = decltype(&adamw_kernel<float, float, float, kAmsgrad>);

@@ -10,8 +10,8 @@
 namespace steepest::cuda {
 
 #ifndef STEEPEST_LAUNCH
-// Enqueues one kernel with one argument and returns the cudaError_t of just that.  (`kernel<<<...>>>` has no result, and
-// cudaGetLastError() after it would also report, and clear, errors that the caller has yet to see.)
+// Enqueues one kernel with one argument and returns the cudaError_t of just that.  (`kernel<<<...>>>` has no result,
+// and cudaGetLastError() after it would also report, and clear, errors that the caller has yet to see.)
 #define STEEPEST_LAUNCH(kernel, grid, block, stream, argument) \
   ::steepest::cuda::launch(kernel, grid, block, stream, argument)
 

@@ -1,4 +1,4 @@
-// The CUDA work plan: as many tensors as one kernel's arguments hold go into one launch, one block per tile of a tensor.
+// The CUDA work plan: as many tensors as a kernel's argument holds go into one launch, one block per tile of a tensor.
 // Host code without a CUDA call, so the number of launches can be asked for on any machine.
 #pragma once
 
@@ -23,7 +23,7 @@ constexpr int kBlock = STEEPEST_CUDA_BLOCK;           // threads
 constexpr int kTile = 16 * kBlock;                    // elements of one tensor that a block steps
 constexpr int64_t kMaxGrid = STEEPEST_CUDA_MAX_GRID;  // CUDA's limit on gridDim.x
 constexpr int kWord = 16;                             // bytes of the widest memory access
-constexpr size_t kArgumentBytes = 32764;              // limit on kernel arguments, CUDA 12.1 and compute capability 7.0 on
+constexpr size_t kArgumentBytes = 32764;              // limit on kernel arguments from CUDA 12.1 and sm_70 on
 
 // Memory roles of a tensor in TensorSlot::address; the last exists with AMSGrad only.
 enum Role { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq };

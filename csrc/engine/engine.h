@@ -21,7 +21,7 @@ const char *clone_name();
 namespace cuda {
 bool adamw_supports(const steepest_adamw_args &args);
 steepest_status adamw(const AdamWCall &call);
-// Launches that adamw() makes for these tensors; a pure function of sizes and hyper-parameter rows.
+// Launches that adamw() makes for these tensors, from the same packing code.
 int64_t adamw_launches(const steepest_adamw_args &args);
 }  // namespace cuda
 

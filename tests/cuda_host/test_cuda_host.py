@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 CXX = os.environ.get("CXX", "g++")
-# As in CMakeLists.txt: every operation rounds once.
-NUMERICS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+# The flags that the library is built with: every operation rounds once.
+NUMERICS = re.search(r"^set\(cxx_numerics ([^)]*)\)", (CSRC.parent / "CMakeLists.txt").read_text(), re.MULTILINE)[
+    1
+].split()
 FLAGS = ["-std=gnu++17", "-O1", "-g", "-Wall", "-Wextra", *NUMERICS]
 INCLUDES = [f"-I{CSRC}", f"-I{CSRC}/include", f"-I{HERE}", f"-I{HERE}/shim"]
 ENGINE_DEFINES = ["-DSTEEPEST_WITH_CUDA=1", '-DSTEEPEST_VERSION="0"'] + [
