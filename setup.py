@@ -21,18 +21,19 @@ class CMakeBuild(build_ext):
     """Configure, build and install into the package directory; an editable install uses pyext/ itself."""
 
     def build_extension(self, ext):
-        inside = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        package = ROOT / "pyext" if self.editable_mode else inside
+        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(os.environ.get("STEEPEST_BUILD_DIR", self.build_temp)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-DSTEEPEST_PYTHON=ON",
-            f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={package}",
+            f"-DPython_EXECUTABLE={sys.executable}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         subprocess.check_call(configure)
         subprocess.check_call(["cmake", "--build", str(build), "--parallel", str(os.cpu_count() or 1)])
-        subprocess.check_call(["cmake", "--install", str(build)])
+        # An editable install takes the module alone from here to pyext/; the library beside it must be there too.
+        for target in [package, ROOT / "pyext"] if self.editable_mode else [package]:
+            subprocess.check_call(["cmake", "--install", str(build), "--prefix", str(target)])
 
 
 packages = {"steepest": "pyext", "steepest.kernels": "kernels"}

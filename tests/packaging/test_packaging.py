@@ -137,7 +137,11 @@ def test_editable_install_maps_the_source_directories(source, tmp_path):
     python = tmp_path / "venv/bin/python"
     run(python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", source,
         env=environment(CMAKE_ARGS="-DSTEEPEST_CUDA=OFF"))  # fmt: skip
-    out = run(python, "-c", "import steepest, steepest.kernels; print(steepest.__file__, steepest.kernels.__file__)", cwd="/")
+    script = (
+        "import torch, steepest, steepest.kernels; print(steepest.__file__, steepest.kernels.__file__)\n"
+        "p = torch.ones(3, requires_grad=True); p.grad = torch.ones(3); steepest.optim.AdamW([p]).step()"
+    )
+    out = run(python, "-c", script, cwd="/")
     assert str(source / "pyext") in out and str(source / "kernels") in out
 
 
