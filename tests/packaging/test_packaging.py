@@ -141,7 +141,7 @@ def test_editable_install_maps_the_source_directories(source, tmp_path):
         "import torch, steepest, steepest.kernels; print(steepest.__file__, steepest.kernels.__file__)\n"
         "p = torch.ones(3, requires_grad=True); p.grad = torch.ones(3); steepest.optim.AdamW([p]).step()"
     )
-    out = run(python, "-c", script, cwd="/")
+    out = run(python, "-c", script, env=environment(), cwd="/")
     assert str(source / "pyext") in out and str(source / "kernels") in out
 
 
