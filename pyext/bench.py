@@ -1,0 +1,155 @@
+"""python -m steepest bench: the benchmarks of the source tree, run by pytest, as one table."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from steepest.info import checkout
+
+HEADER = ("case", "ours, ms", "fastest peer", "its ms", "ratio (quartiles)", "rate", "of measured peak")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    root = checkout()
+    if root is None or not (root / "bench").is_dir():
+        print("bench: the benchmarks are in the source tree (bench/), not in the installed package;", file=sys.stderr)
+        print("       clone the repository, `pip install -e .[dev]` there, and run this again.", file=sys.stderr)
+        return 2
+    try:
+        import pytest  # noqa: F401
+        import pytest_benchmark  # noqa: F401
+    except ImportError as error:
+        print(f"bench: {error.name} is not installed: pip install pytest pytest-benchmark", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(options.json or Path(folder) / "bench.json").resolve()
+        status = run(root, file, options)
+        if file.exists() and file.stat().st_size:
+            print_table(root, file)
+    return status
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m steepest bench",
+        description="Run bench/ of the source tree: ours and the peers in turn, correctness first. Further options are "
+        "those of `pytest bench`.",
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes: under a minute on two idle cores")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: all there are")
+    parser.add_argument("--seconds", type=float, help="of timing per benchmark; at least 7 rounds are run")
+    parser.add_argument("--json", metavar="FILE", help="keep pytest-benchmark's file, for compare.py and table.py")
+    parser.add_argument("-k", metavar="EXPRESSION", default="", help="run what matches, as in pytest -k")
+    return parser.parse_args(argv)
+
+
+def run(root: Path, file: Path, options: argparse.Namespace) -> int:
+    """pytest in this process, its output kept back unless something fails; the exit status is pytest's."""
+    import pytest
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [str(root / "bench"), "--rootdir", str(root), "-c", str(root / "pyproject.toml"), "-q", "-k", options.k]
+    arguments += ["--scale", "quick" if options.quick else "full", "--device", options.device]
+    arguments += ["-p", "no:cacheprovider", f"--benchmark-json={file}"]
+    arguments += [] if options.seconds is None else ["--seconds", str(options.seconds)]
+    kept = io.StringIO()
+    # pytest takes over the descriptors of stdout and stderr; progress goes to a copy of the latter.
+    with os.fdopen(os.dup(2), "w") as screen, progress(screen) as plugin, contextlib.redirect_stdout(kept):
+        status = int(pytest.main(arguments, plugins=[plugin]))
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        print(f"bench: no benchmark matches -k {options.k!r}", file=sys.stderr)
+    elif status:
+        print(kept.getvalue(), file=sys.stderr)
+    else:
+        print("\n".join(line for line in kept.getvalue().splitlines() if line.startswith("SKIPPED")))
+    return status
+
+
+class Watch:
+    """pytest plugin: calls `show(done, total, name)` before each benchmark and after the last one."""
+
+    def __init__(self, show):
+        self.show, self.done, self.total = show, 0, 0
+
+    def pytest_collection_finish(self, session):
+        self.total = len(session.items)
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        self.show(self.done, self.total, nodeid.split("::")[-1])
+
+    def pytest_runtest_logfinish(self, nodeid, location):
+        self.done += 1
+        self.show(self.done, self.total, "")
+
+
+@contextlib.contextmanager
+def progress(screen):
+    """A Watch that draws a bar where a person is watching; drawn between benchmarks only, never during one."""
+    if not screen.isatty():
+        yield Watch(lambda done, total, name: None)
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError:
+        yield Watch(lambda done, total, name: name and print(f"{done + 1}/{total} {name}", file=screen, flush=True))
+        return
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(file=screen), transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("collecting", total=None)
+
+        def show(done, total, name):
+            bar.update(task, completed=done, total=total, description=name, refresh=True)
+
+        yield Watch(show)
+
+
+def print_table(root: Path, file: Path) -> None:
+    """One line per benchmark, by bench/table.py, which also renders README's."""
+    spec = importlib.util.spec_from_file_location("steepest_bench_table", root / "bench" / "table.py")
+    table = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = table  # dataclasses look their module up
+    spec.loader.exec_module(table)
+    content = table.read(file)
+    rows = [table.row(entry["figures"]) for entry in content["benchmarks"] if entry["figures"]]
+    if not rows:
+        return
+    cells = [
+        (
+            r.case,
+            f"{r.ours_ms:.4g}",
+            r.peer,
+            "–" if r.peer_ms is None else f"{r.peer_ms:.4g}",
+            r.ratio_text,
+            r.rate,
+            r.peak,
+        )
+        for r in rows
+    ]
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        for line in (HEADER, *cells):
+            print("  ".join(line))
+    else:
+        view = Table(show_edge=False, pad_edge=False)
+        for i, name in enumerate(HEADER):
+            view.add_column(name, justify="left" if i in (0, 2) else "right")
+        for cell, r in zip(cells, rows):
+            style = (
+                "" if r.ratio is None or r.quartiles[0] <= 1 <= r.quartiles[1] else "green" if r.ratio > 1 else "red"
+            )
+            view.add_row(*(Text(text, style=style if i == 4 else "") for i, text in enumerate(cell)))
+        Console(width=None if sys.stdout.isatty() else 160).print(view)
+    print("\n".join(table.scaling_sentences(content)))
+    print(f"copy {content['copy_GB_per_s']:.1f} GB/s, matmul {content['matmul_GFLOP_per_s']:.0f} GFLOP/s, measured")

@@ -1,0 +1,67 @@
+"""What rounding does to an algorithm over matrix verbs, by stochastic arithmetic (Parker, "Monte Carlo arithmetic", 1997).
+
+`NoisyVerbs` multiply in float64 and add to every result noise as large as the rounding of the real verbs may be.  An
+algorithm run on them several times, against itself without noise, shows how far rounding may take its result on this
+very input: an estimate that sees which singular values are there, where a bound from norms alone is hundreds of times
+too wide.  Only the difference of the algorithm to itself is used, so an algorithm that is wrong gains nothing by it.
+
+Standard deviations, with u the unit roundoff of the working format, s its smallest subnormal, w = 2^-24 (all products
+accumulate in float32, or in float64 when that is the working format), k the length of the sums:
+
+    product A B       w sqrt(k/3) |A| |B|    k additions, each off by at most w times the partial sum, which is at most
+                                             |A| |B|; independent, uniform errors of that size have this deviation
+    result x stored   u |x| + s/2            the largest error of one rounding, the deviation of three
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from steepest.conformance.bounds import number_format
+
+
+class NoisyVerbs:
+    """The table of verbs (steepest.matrix.verbs) over float64 tensors; without a generator it is exact."""
+
+    def __init__(self, dtype: torch.dtype, generator: torch.Generator | None):
+        self.format = number_format(dtype)
+        self.accumulation = min(2.0**-24, self.format.unit)
+        if dtype == torch.float64:
+            self.accumulation = self.format.unit
+        self.generator = generator
+
+    def stored(self, x: torch.Tensor, deviation: torch.Tensor | float = 0.0) -> torch.Tensor:
+        if self.generator is None:
+            return x
+        deviation = deviation + self.format.unit * x.abs() + self.format.tiny / 2
+        return x + deviation * torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+
+    def _product(self, a, b, alpha=1.0, rest=0.0):
+        deviation = 0.0
+        if self.generator is not None:
+            deviation = abs(alpha) * self.accumulation * math.sqrt(a.shape[-1] / 3) * (a.abs() @ b.abs())
+        return self.stored(alpha * (a @ b) + rest, deviation)
+
+    def gram(self, x):
+        return self._product(x, x.mT)
+
+    def symmetric_product(self, a, b, *, alpha=1.0, beta=0.0, c=None, diagonal=0.0):
+        rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype)
+        return self._product(a, b, alpha, rest if c is None else rest + beta * c)
+
+    def long_product(self, q, x):
+        return self._product(q, x)
+
+
+def rounding_estimate(algorithm, x: torch.Tensor, dtype: torch.dtype, *, draws: int, seed: int) -> float:
+    """Root mean square, over the draws, of ||algorithm with noise - algorithm without||_F; x is rounded with noise too.
+
+    algorithm(x, verbs) -> result, on float64 tensors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    exact = algorithm(x, NoisyVerbs(dtype, None))
+    noisy = NoisyVerbs(dtype, generator)
+    squares = [(algorithm(noisy.stored(x), noisy) - exact).square().sum().item() for _ in range(draws)]
+    return math.sqrt(sum(squares) / draws)

@@ -1,0 +1,172 @@
+"""`steepest.explain(op, ...)`: which path a call would take, and why, without taking it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from typing import Callable
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would do: `str()` of it is a table, `facts` holds the same by name."""
+
+    op: str
+    facts: dict[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.facts), default=0)
+        lines = [self.op]
+        for name, value in self.facts.items():
+            first, *rest = str(value).splitlines() or [""]
+            lines.append(f"  {name:<{width}}  {first}")
+            lines += [" " * (width + 4) + line for line in rest]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(op: str | Callable, *args, **kwargs) -> Explanation:
+    """Says which path `op(*args, **kwargs)` would take, and why; nothing is computed or changed.
+
+    op: "adamw_" or "polar", or the function itself.  The arguments are those of the op.  For adamw_ the lists after
+    params may be left out, as may all numbers: gradients and states like the parameters are assumed then.
+
+    Raises ValueError for an unknown op, and what the op itself would raise for arguments that it refuses.
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in EXPLAINERS:
+        raise ValueError(f"explain: op is {name!r}, expected one of {', '.join(sorted(EXPLAINERS))}")
+    return EXPLAINERS[name](*args, **kwargs)
+
+
+def _adamw(
+    params, grads=None, exp_avgs=None, exp_avg_sqs=None, *, max_exp_avg_sqs=None, backend="auto", step=1, **_numbers
+) -> Explanation:
+    from steepest import check, layout, multi_tensor
+
+    op = "adamw_"
+    roles = [params, *(params if role is None else role for role in (grads, exp_avgs, exp_avg_sqs))]
+    roles += [] if max_exp_avg_sqs is None else [max_exp_avg_sqs]
+    names = multi_tensor.ADAMW_ROLES[: len(roles)]
+    check.tensor_lists(op, names, roles)
+    check.rows(op, names, roles, multi_tensor.ADAMW_WRITTEN)
+    if not params:
+        return Explanation(op, {"tensors": "0: nothing to do"})
+    chosen = multi_tensor.choose_backend(op, backend, params[0])
+    rows = list(zip(*roles))
+    in_place = sum(layout.is_dense(row[0]) and all(layout.same_layout(row[0], t) for t in row[1:]) for row in rows)
+    groups = list(layout.by_device_and_dtype(roles))
+    elements = sum(p.numel() for p in params)
+    moved = sum(_adamw_bytes(row) for row in rows)
+    facts = {
+        "backend": f"{chosen} ({_adamw_why(backend, chosen, params[0])})",
+        "tensors": f"{len(params)}, {elements:,} elements, on {', '.join(sorted({str(p.device) for p in params}))}",
+        "dtypes": "\n".join(_dtypes(names, [role[group[0]] for role in roles], len(group)) for group in groups),
+        "layout": f"{in_place} rows worked on in place"
+        + (f", {len(rows) - in_place} copied in and out (gaps, or layouts that differ within the row)" if in_place < len(rows) else ""),
+        "bytes": f"{moved:,} in all, {moved / elements:.4g} per element" if elements else "0",
+        "launches": "\n".join(_adamw_launches(chosen, group, roles, step) for group in groups),
+        "rounding": "float32 inside, operation order of torch.optim.AdamW; each result rounded once to its tensor's dtype",
+    }
+    return Explanation(op, facts)
+
+
+def _adamw_why(asked: str, chosen: str, param) -> str:
+    if asked != "auto":
+        return "as asked"
+    if chosen == "triton":
+        return f"parameters are on {param.device}, and this build has no CUDA kernels"
+    return f"parameters are on {param.device}"
+
+
+def _adamw_bytes(row) -> int:
+    """Everything is read once; everything but the gradient is written once."""
+    each = [t.numel() * t.element_size() for t in row]
+    return 2 * sum(each) - each[1]
+
+
+def _dtypes(names, row, count: int) -> str:
+    return ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}" for name, t in zip(names, row)) + f" ({count} rows)"
+
+
+def _adamw_launches(chosen: str, group: list[int], roles, step) -> str:
+    if chosen == "cpu":
+        import torch
+
+        return f"1 call, at most {torch.get_num_threads()} threads"
+    if chosen == "triton":
+        return "1, or 2 where some addresses are not multiples of 16 bytes"
+    from steepest._native import lib
+
+    steps = sorted({step[i] for i in group}) if isinstance(step, (list, tuple)) else [step]
+    index = [steps.index(step[i]) for i in group] if len(steps) > 1 else []
+    count = lib.adamw_launches([roles[0][i].numel() for i in group], index, len(steps), len(roles) == 5)
+    return f"{count}"
+
+
+def _polar(x, *, schedule="polar-express", steps=5, lower=1e-3, tol=None, dtype=None, backend="auto") -> Explanation:
+    from steepest.matrix.polar import plan
+
+    options = dict(schedule=schedule, steps=steps, lower=lower, tol=tol, working=dtype)
+    todo = plan(x.shape, x.dtype, x.device, backend=backend, **options)
+    other = plan(x.shape, x.dtype, x.device, backend=backend, form="plain", **options)
+    s = todo.schedule
+    low = s.lower**0.5
+    coefficients = "\n".join("  ".join(f"{c:9.6f}" for c in row) for row in s.coefficients)
+    saved = f"{other.flops / todo.flops:.2f} times fewer FLOPs than the plain form" if todo.flops else "nothing to do"
+    why = {"gram": f"iterates the small Gram matrix, {saved}", "plain": "iterates the matrix itself, the cheaper form here"}
+    facts = {
+        "backend": f"{todo.backend} ({'as asked' if backend != 'auto' else f'x is on {x.device}'})",
+        "shape": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}, worked on in {str(todo.dtype).removeprefix('torch.')}",
+        "form": f"{todo.form}: {why[todo.form]}",
+        "restarts": f"after step {', '.join(map(str, todo.restarts))}" if todo.restarts else "none",
+        "schedule": f"{s.name}, {s.steps} steps of degree {s.degree} in X X^T\n{coefficients}",
+        "certificate": f"|1 - f(s)| <= {s.error:.3g} for every singular value s >= {low:g} times the norm that x is divided by",
+        "slope": f"{s.slope:.4g}: smaller singular values, and rounding errors, grow at most so much",
+        "safe up to": f"{s.largest_safe:.6g}: an input whose norm was underestimated by more would diverge",
+        "products": f"{todo.grams} Gram, {todo.symmetric_products} symmetric, {todo.long_products} long",
+        "flops": f"{todo.flops:,}",
+    }
+    return Explanation("polar", facts)
+
+
+EXPLAINERS: dict[str, Callable[..., Explanation]] = {"adamw_": _adamw, "polar": _polar}
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape like 768x3072") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m steepest explain", description="Which path an op takes for tensors of these shapes, and why."
+    )
+    parser.add_argument("op", choices=sorted(EXPLAINERS))
+    parser.add_argument("shapes", nargs="+", type=_shape, metavar="SHAPE", help="such as 768x3072; several for adamw_")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--schedule", help="polar: a named schedule, or minimax")
+    parser.add_argument("--steps", type=int, help="polar")
+    parser.add_argument("--tol", type=float, help="polar: as many minimax steps as reach it")
+    options = parser.parse_args(argv)
+    import torch
+
+    names = ("schedule", "steps", "tol") if options.op == "polar" else ()
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    try:
+        tensors = [torch.empty(s, dtype=getattr(torch, options.dtype), device=options.device) for s in options.shapes]
+        if options.op == "polar":
+            for x in tensors:
+                print(explain(options.op, x, backend=options.backend, **given))
+        else:
+            print(explain(options.op, tensors, backend=options.backend, **given))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AssertionError) as error:
+        print(f"explain: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,44 @@
+"""The matrix verbs on CUDA devices: symmetric products by Triton, the rest by torch."""
+
+from __future__ import annotations
+
+import torch
+from steepest.kernels import symmetric
+from torch import Tensor
+
+
+class TritonVerbs:
+    """Verbs over (..., m, n) float32, float16 or bfloat16 tensors on a CUDA device; results in the operands' dtype.
+
+    `gram` and `symmetric_product` compute one triangle and mirror it: half the FLOPs of a general product, and exactly
+    symmetric.  `input_precision` says what they multiply float32 operands as: "ieee", "tf32x3" or "tf32".
+    """
+
+    def __init__(self, input_precision: str = "ieee"):
+        if input_precision not in symmetric.PRECISIONS:
+            expected = ", ".join(symmetric.PRECISIONS)
+            raise ValueError(f"TritonVerbs: input_precision is {input_precision!r}, expected one of {expected}")
+        self.input_precision = input_precision
+
+    def gram(self, x: Tensor) -> Tensor:
+        """X Xᵀ, (..., m, m); gram(x.mT) is XᵀX without a copy."""
+        return symmetric.gram(x, input_precision=self.input_precision)
+
+    def symmetric_product(
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        c: Tensor | None = None,
+        diagonal: float = 0.0,
+    ) -> Tensor:
+        """alpha A B + beta C + diagonal I for commuting symmetric A, B and symmetric C."""
+        return symmetric.symmetric_product(
+            a, b, alpha=alpha, beta=beta, c=c, diagonal=diagonal, input_precision=self.input_precision
+        )
+
+    def long_product(self, q: Tensor, x: Tensor) -> Tensor:
+        """Q X with square Q and long X: no symmetry to use."""
+        return torch.matmul(q, x)

@@ -1,0 +1,132 @@
+"""The few matrix operations ("verbs") that algorithms are written over, and their implementation by torch.
+
+An algorithm takes a `Verbs` object and never asks which backend it is; a backend replaces verbs, not algorithms.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# On the CPU a symmetric n × n result is computed in row panels up to the diagonal, then mirrored. Time relative to the
+# full product with panels of 96, 128, 192, 256, 384 rows (torch 2.13, MKL, one AVX-512 Zen 4 core, float32):
+#     n =  512   .76 .77 .78 .83 .89        n = 1024   .68 .70 .69 .70 .74
+#     n =  768   .65 .65 .69 .73 .77        n = 2048   .65 .64 .61 .61 .61
+# Each panel and each mirrored block is one more parallel region, which below 512 costs two threads what it saves.
+PANEL_ROWS = 192
+PANELS_FROM = 512
+
+
+class Verbs(Protocol):
+    """Operations on (..., n, n) and (..., n, m) tensors of one dtype and device; each returns a new tensor."""
+
+    def gram(self, x: Tensor) -> Tensor:
+        """X Xᵀ for x (..., n, m); gram(x.mT) is XᵀX."""
+
+    def symmetric_product(
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        c: Tensor | None = None,
+        diagonal: float = 0.0,
+    ) -> Tensor:
+        """alpha·A B + beta·C + diagonal·I for symmetric A, B, C, where A and B commute, so that A B is symmetric."""
+
+    def long_product(self, q: Tensor, x: Tensor) -> Tensor:
+        """Q X for symmetric q (..., n, n) and x (..., n, m)."""
+
+
+class TorchVerbs:
+    """The verbs by torch's batched products, in the operands' dtype; on the CPU float32 and float64.
+
+    Results are symmetric up to rounding. A matrix of a batch comes out bit for bit as it would alone.
+    """
+
+    def gram(self, x: Tensor) -> Tensor:
+        """X Xᵀ, 2n²m FLOPs times `symmetric_fraction`."""
+        return _symmetric(x, x.mT, alpha=1.0, beta=0.0, c=None)
+
+    def symmetric_product(
+        self,
+        a: Tensor,
+        b: Tensor,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        c: Tensor | None = None,
+        diagonal: float = 0.0,
+    ) -> Tensor:
+        """alpha·A B + beta·C + diagonal·I, 2n³ FLOPs times `symmetric_fraction`."""
+        if c is None and beta != 0:
+            raise ValueError(f"symmetric_product: beta is {beta}, but c is None")
+        out = _symmetric(a, b, alpha=alpha, beta=beta, c=c)
+        if diagonal != 0:
+            out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        return out
+
+    def long_product(self, q: Tensor, x: Tensor) -> Tensor:
+        """Q X, 2n²m FLOPs, in the memory order of x: where that is a transposed matrix, as (Xᵀ Q)ᵀ."""
+        if x.mT.is_contiguous() and not x.is_contiguous():
+            return torch.matmul(x.mT, q).mT
+        return torch.matmul(q, x)
+
+
+def panel_ends(n: int, device_type: str) -> list[int]:
+    """The row after the last one of each panel in which TorchVerbs computes a symmetric n × n result."""
+    if device_type != "cpu" or n < PANELS_FROM:
+        return [n]
+    return [*range(PANEL_ROWS, n, PANEL_ROWS), n]
+
+
+def symmetric_fraction(n: int, device_type: str) -> float:
+    """The part of a general product's FLOPs that TorchVerbs spends on a symmetric n × n result, (1 + 1/n)/2 or more."""
+    ends = panel_ends(n, device_type)
+    return sum((end - start) * end for start, end in zip([0, *ends], ends)) / n**2 if n else 1.0
+
+
+def _symmetric(a: Tensor, b: Tensor, *, alpha: float, beta: float, c: Tensor | None) -> Tensor:
+    """alpha·A B + beta·C, known to be symmetric, for a (..., n, k) and b (..., k, n)."""
+    n = a.shape[-2]
+    out = a.new_empty(*a.shape[:-1], n)
+    flat_a, flat_b, flat = _flat(a), _flat(b), _flat(out)
+    flat_c = flat if c is None else _flat(c)  # beta = 0 leaves it unread
+    # Every product is a batched one, also of a single matrix: MKL's gemm and batched gemm round differently.
+    ends = panel_ends(n, a.device.type)
+    for start, end in zip([0, *ends], ends):
+        panel = flat[:, start:end, :end]
+        torch.baddbmm(
+            flat_c[:, start:end, :end], flat_a[:, start:end], flat_b[:, :, :end], alpha=alpha, beta=beta, out=panel
+        )
+    for start, end in zip(ends, ends[1:]):
+        flat[:, :start, start:end] = flat[:, start:end, :start].mT
+    return out
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(0, -3) if x.dim() > 3 else x.expand(1, *x.shape) if x.dim() == 2 else x
+
+
+@contextmanager
+def full_float32():
+    """Float32 products round to float32 inside, whatever torch.set_float32_matmul_precision or its successors allow.
+
+    With "medium" or fp32_precision = "bf16", torch hands CPU products to oneDNN with permission to multiply in
+    bfloat16, which it does where the CPU has matrix units for it (measured without them: other rounding, same
+    accuracy); "high" and "tf32" do the like on CUDA. The settings are process-wide; they are put back on leaving, and
+    not touched where they already ask for float32.
+    """
+    found = [(m, m.fp32_precision) for m in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)]
+    changed = [(m, precision) for m, precision in found if precision not in ("ieee", "none")]
+    for m, _ in changed:
+        m.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for m, precision in changed:
+            m.fp32_precision = precision

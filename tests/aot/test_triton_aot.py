@@ -1,0 +1,152 @@
+"""What Triton's compiler makes of the kernels for GPUs that need not be here: spills, load widths, tensor cores."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 leaves nothing to compile", allow_module_level=True)
+
+from steepest.kernels import adamw, aot, symmetric
+
+# Of every dtype and tile the variant that needs most registers; the slow test takes all.
+CORE = (
+    r"float32 float32 float32 aligned amsgrad|float32 float32 float32 (un)?aligned|b?float16 b?float16 \w+ aligned"
+    r"|float16 128.* aligned rows \+ C|bfloat16 128.* aligned columns|float16 64.* aligned rows \+ C"
+    r"|bfloat16 .* unaligned rows \+ C|float32 ieee .* rows \+ C|float32 tf32x3 .* aligned rows \+ C"
+)
+TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "sm_120": "HMMA"}
+# Largest shared memory of a block, CUDA C++ Programming Guide, technical specifications per compute capability.
+SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
+
+
+def all_variants():
+    return aot.adamw_variants() + aot.symmetric_variants()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return aot.report(variants=[variant for variant in all_variants() if re.fullmatch(CORE, variant.name)])
+
+
+def assert_fits(row):
+    assert (row.stack, row.spills) == (0, 0), row
+    assert row.shared <= SHARED_LIMIT[row.arch], row
+
+
+def test_nothing_spills(rows):
+    assert {row.arch for row in rows} == set(aot.ARCHS)
+    for row in rows:
+        assert_fits(row)
+
+
+@pytest.mark.slow
+def test_nothing_spills_in_any_variant():
+    rows = aot.report()
+    assert len(rows) == len(aot.ARCHS) * len(all_variants())
+    for row in rows:
+        assert_fits(row)
+
+
+def test_adamw_loads_sixteen_bytes_where_addresses_allow_and_only_there(rows):
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    checked = [row for row in rows if row.kernel == "adamw_kernel"]
+    assert len(checked) == 7 * len(aot.ARCHS)
+    for row in checked:
+        param, grad, state, alignment, *amsgrad = row.variant.split()
+        bytes_per_tile = adamw.TILE * (sizes[param] + sizes[grad] + (2 + len(amsgrad)) * sizes[state])
+        wide = bytes_per_tile // (16 * 32 * adamw.WARPS) if alignment == "aligned" else 0
+        assert row.wide_loads == wide, row
+
+
+def test_products_of_16_bit_matrices_use_the_tensor_cores_of_each_architecture(rows):
+    checked = [row for row in rows if row.kernel == "symmetric_kernel"]
+    assert checked
+    for row in checked:
+        if "ieee" in row.variant:
+            assert row.tensor_core == "", row  # float32 units: tensor cores would round the operands
+        elif "unaligned" in row.variant:
+            assert row.tensor_core, row  # a small tile, for which Hopper and Blackwell take HMMA
+        else:
+            assert row.tensor_core == TENSOR_CORE[row.arch], row
+        if " aligned" in row.variant:
+            assert row.widest_load == 16, row
+
+
+@pytest.mark.parametrize("arch", aot.ARCHS)
+def test_adamw_rounds_like_the_cpp_kernel(arch):
+    """No contraction, no flush to zero, correctly rounded division and root, conversions to nearest."""
+    bf16 = next(v for v in aot.adamw_variants() if v.name == "bfloat16 bfloat16 bfloat16 aligned")
+    with aot.ahead_of_time() as compiling:
+        ptx = compiling.compile(bf16, arch).asm["ptx"]
+    assert "fma." not in ptx and ".ftz" not in ptx and ".approx" not in ptx and "div.full" not in ptx
+    assert "div.rn.f32" in ptx and "sqrt.rn.f32" in ptx and re.search(r"cvt\.rn\.bf16(x2)?\.f32", ptx)
+
+
+def test_shapes_and_coefficients_compile_nothing_new():
+    variants = []
+    for n, m, batch, numbers in [
+        (256, 8, 64, (1.0, 0.0, 0.0)),
+        (2048, 4096, 1, (1, 1, 1)),
+        (1600, 24, 3, (-0.3, 2, 1e9)),
+    ]:
+        a = torch.empty(n, m, dtype=torch.bfloat16).expand(batch, n, m)
+        d = torch.empty(n, n, dtype=torch.bfloat16).expand(batch, n, n)
+        _, arguments, options = symmetric.launch_arguments(a, a, None, d, numbers, True, "ieee")
+        assert options["TILE"] == 128
+        variants.append(aot.Variant(symmetric.symmetric_kernel, "", arguments, options))
+    rows = np.array([[0, 16, 32, 48, 0, 1, 0, 0], [64, 16, 32, 48, 0, 70000, 0, 1]], dtype=np.int64)
+    for count, flags in [(1, (0, 0, 0)), (2, (1, 4096, 1)), (2, (2**40, 0, 1))]:
+        table = torch.empty(8 * count)
+        _, arguments, options = adamw.launch_arguments(rows[:count], table, flags, (torch.float32,) * 3, True)
+        variants.append(aot.Variant(adamw.adamw_kernel, "", arguments, options))
+    with aot.ahead_of_time() as compiling:
+        kernels = [id(compiling.compile(variant, "sm_90")) for variant in variants]
+    assert len(set(kernels[:3])) == 1 and len(set(kernels[3:])) == 1
+
+
+def test_one_specialization_per_variant():
+    """Variants with equal names are equal; different ones differ: the table lists all that can be compiled."""
+    variants = [v for v in aot.symmetric_variants() if v.name.startswith("bfloat16 64")]
+    assert len({v.name for v in variants}) == len(variants) == 3
+    with aot.ahead_of_time() as compiling:
+        compiled = {id(compiling.compile(v, "sm_80")) for v in variants for _ in range(2)}
+    assert len(compiled) == 3 <= aot.specializations(symmetric.symmetric_kernel, "sm_80")
+
+
+def test_reading_of_the_disassembly():
+    code = """
+        /*0100*/  LDG.E.128 R4, [R2] ;          /*0110*/  @P0 LDG.E.128.CONSTANT R4, [R2] ;
+        /*0120*/  LDGSTS.E.LTC128B [R1], [R2] ; /*0130*/  LDGSTS.E.BYPASS.LTC128B.128 [R1], [R2] ;
+        /*0140*/  LDG.E.U16 R4, [R2] ;          /*0150*/  LDG.E R4, desc[UR4][R2.64] ;
+        /*0160*/  STG.E.128 [R2], R4 ;          /*0170*/  UTCHMMA gdesc[UR4], R3 ;
+        /*0180*/  STL [R1], R2 ;                /*0190*/  LDL.64 R2, [R1] ;
+    """
+    assert aot.load_widths(code) == {16: 3, 4: 2, 2: 1}
+    assert aot.TENSOR_CORE.findall(code) == ["UTCHMMA"]
+    assert aot.SPILLS.findall(code) == ["STL", "LDL"]
+
+
+def test_table(monkeypatch, capsys):
+    row = aot.Row("adamw_kernel", "float32", "sm_90", 86, 0, 0, 0, 16, 8, "")
+    monkeypatch.setattr(aot, "report", lambda archs: [row] if archs == ["sm_90"] else [])
+    monkeypatch.setattr("sys.argv", ["aot", "sm_90"])
+    aot.main()
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["kernel", "variant", "arch", "registers"]
+    assert line.split() == ["adamw_kernel", "float32", "sm_90", "86", "0", "0", "0", "16", "8"]
+
+
+def test_cpu_tensors_are_refused_outside_the_interpreter():
+    x = torch.ones(4, 4)
+    with pytest.raises(ValueError, match="gram: the tensors are on cpu; Triton kernels need a CUDA device"):
+        symmetric.gram(x)
+    with pytest.raises(ValueError, match="adamw_step: the tensors are on cpu"):
+        adamw.adamw_step([x], [x], [x], [x], None, [(0.0,) * 8], None)
+    assert torch.equal(x, torch.ones(4, 4))

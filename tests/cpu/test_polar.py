@@ -1,0 +1,486 @@
+"""The polar factor on the CPU: accuracy against float64, degenerate input, batches, plans, and the verbs under it."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from steepest.conformance import zoo
+from steepest.matrix import verbs as verbs_module
+from steepest.matrix.polar import UNIT_ROUNDOFF, iterate, normalised, plan, polar
+from steepest.matrix.verbs import TorchVerbs, full_float32
+from steepest.reference import polar as reference
+from steepest.reference import polar_svd
+from steepest.schedules import NORM_MARGIN, Schedule, minimax, named
+
+F64 = torch.float64
+SHAPES = [(48, 48), (64, 96), (40, 160), (101, 37), (1, 30), (30, 1)]
+SPECTRA = ["gaussian", *zoo.SPECTRA]
+SCHEDULES = [named("polar-express", 5), named("polar-express", 8), named("keller"), named("cans"), named("cubic")]
+SCHEDULES += [minimax(2, 1e-8, steps=9), minimax(2, 1e-6, degree=3, steps=4)]
+
+
+def ids(schedule):
+    return f"{schedule.name}x{schedule.steps}"
+
+
+def relative(y, expected):
+    return float((y.double() - expected).norm() / expected.norm())
+
+
+def scaled_singular_values(x):
+    """Of X / ((1 + margin)·‖X‖_F), zeros for a zero matrix."""
+    x = x.double() / x.double().abs().amax((-2, -1), keepdim=True).clamp(min=1e-300)
+    s = torch.linalg.svdvals(x)
+    return s / (s.norm(dim=-1, keepdim=True).clamp(min=1e-300) * (1 + NORM_MARGIN))
+
+
+class NoisyVerbs(TorchVerbs):
+    """Float64 verbs that err as verbs of unit roundoff u may: by up to 2u·(|A||B| and the like) in every element.
+
+    The standard model bounds the error of a sum of k products by k·u·|A||B|; roundings of either sign make it grow like
+    √k at most, and in practice, since the partial sums themselves grow like √j, to below 2u·|A||B|.
+    """
+
+    def __init__(self, u, seed=0):
+        self.u, self.generator = u, torch.Generator().manual_seed(seed)
+
+    def noisy(self, y, size):
+        return y + 2 * self.u * size * (2 * torch.rand(y.shape, generator=self.generator, dtype=F64) - 1)
+
+    def gram(self, x):
+        y = self.noisy(super().gram(x), x.abs() @ x.abs().mT)
+        return (y + y.mT) / 2
+
+    def symmetric_product(self, a, b, *, alpha=1.0, beta=0.0, c=None, diagonal=0.0):
+        size = abs(alpha) * (a.abs() @ b.abs()) + (0 if c is None else abs(beta) * c.abs())
+        y = super().symmetric_product(a, b, alpha=alpha, beta=beta, c=c, diagonal=diagonal)
+        return self.noisy(y, size)
+
+    def long_product(self, q, x):
+        return self.noisy(super().long_product(q, x), q.abs() @ x.abs())
+
+
+def rounding_bound(todo, x):
+    """Bound on ‖computed - exact‖_F for the rounding errors of one plan on one matrix x (m, n).
+
+    Running error analysis by experiment: eight float64 executions of the plan, each verb erring at random as it may in
+    the plan's precision and the input by its two roundings. Conditioning, restarts and amplification are then those of
+    this very input. Three times the largest deviation of the eight, which vary by far less than that (their norms sum
+    squares over many elements), plus the final rounding of the result.
+    """
+    u = UNIT_ROUNDOFF[todo.dtype]
+    clean = normalised(x[None], F64)
+    exact = iterate(clean, todo, TorchVerbs())
+    noisy = NoisyVerbs(u)
+    start = noisy.noisy(clean.expand(8, *x.shape).contiguous(), clean.abs())
+    deviation = (iterate(start, todo, noisy) - exact).norm(dim=(-2, -1)).max()
+    return 3 * deviation + u * exact.norm()
+
+
+class CountingVerbs(TorchVerbs):
+    """Counts calls, and rounds float16 operands' results as a device with a float32 accumulator does."""
+
+    def __init__(self):
+        self.calls = {"grams": 0, "symmetric_products": 0, "long_products": 0}
+
+    def _wide(self, name, function, *tensors, **options):
+        self.calls[name] += 1
+        dtype = tensors[0].dtype
+        if dtype is torch.float16:
+            options = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+            tensors = [t.float() for t in tensors]
+        return function(*tensors, **options).to(dtype)
+
+    def gram(self, x):
+        return self._wide("grams", super().gram, x)
+
+    def symmetric_product(self, a, b, **options):
+        return self._wide("symmetric_products", super().symmetric_product, a, b, **options)
+
+    def long_product(self, q, x):
+        return self._wide("long_products", super().long_product, q, x)
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------------------
+
+
+def test_large_gaussian_is_within_1e_5_of_float64():
+    x, _ = zoo.matrix("gaussian", 768, 3072, seed=1)
+    assert plan(x.shape).form == "gram"
+    assert relative(polar(x), reference(x, dtype=F64)) <= 1e-5
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=ids)
+def test_rounding_errors_stay_within_their_bound(schedule, spectrum):
+    for m, n in SHAPES:
+        x, _ = zoo.matrix(spectrum, m, n, seed=m + n)
+        exact = reference(x, schedule=schedule, dtype=F64)
+        for form in ("plain", "gram"):
+            todo = plan(x.shape, schedule=schedule, form=form)
+            error = (iterate(normalised(x[None], torch.float32), todo, TorchVerbs())[0].double() - exact).norm()
+            assert error <= rounding_bound(todo, x), (form, m, n)
+
+
+@pytest.mark.parametrize(
+    "name, steps", [("polar-express", 5), ("polar-express", 8), ("keller", 5), ("deepseek-v4", 10)]
+)
+def test_without_its_restarts_the_gram_form_breaks_that_bound(name, steps):
+    """So the restarts are needed, and the bound is sharp enough to see it."""
+    x, _ = zoo.matrix("steep power law", 100, 400, seed=3)
+    todo = plan(x.shape, schedule=name, steps=steps)
+    assert todo.form == "gram"
+    assert todo.restarts
+    unsafe = dataclasses.replace(todo, restarts=())
+    exact = reference(x, schedule=name, steps=steps, dtype=F64)
+    error = (iterate(normalised(x[None], torch.float32), unsafe, TorchVerbs())[0].double() - exact).norm()
+    assert not error <= rounding_bound(todo, x)
+
+
+@pytest.mark.parametrize("spectrum", ["gaussian", "log-uniform 1e-6", "rank one"])
+def test_float64_is_computed_in_float64(spectrum):
+    x, _ = zoo.matrix(spectrum, 60, 200, seed=5, dtype=F64)
+    y = polar(x)
+    assert y.dtype is F64
+    assert (y - reference(x)).norm() <= 2 * rounding_bound(plan(x.shape, F64), x)  # both sides round
+    lower_precision = polar(x.float(), dtype=F64)
+    assert lower_precision.dtype is torch.float32
+    # Computed in float64 from the float32 input, then rounded once.
+    assert torch.equal(lower_precision, polar(x.float().double()).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_input_is_computed_in_float32(dtype):
+    x = zoo.matrix("gaussian", 20, 50, seed=2)[0].to(dtype)
+    assert plan(x.shape, dtype).dtype is torch.float32
+    y = polar(x)
+    assert y.dtype is dtype
+    assert torch.equal(y, polar(x.float()).to(dtype))
+
+
+def test_half_precision_plan_restarts_after_step_2_and_stays_within_the_bound():
+    """The float16 arithmetic of a GPU, its products accumulated in float32, emulated."""
+    for spectrum in ("gaussian", "log-uniform 1e-3", "rank deficient", "rank one"):
+        x, _ = zoo.matrix(spectrum, 64, 256, seed=4)
+        for name in ("polar-express", "polar-express-safe"):
+            todo = plan(x.shape, torch.float16, "cuda", schedule=name)
+            assert (todo.form, todo.restarts, todo.dtype) == ("gram", (2,), torch.float16)
+            y = iterate(normalised(x[None], torch.float16), todo, CountingVerbs())[0]
+            exact = reference(x, schedule=name, dtype=F64)
+            assert (y.double() - exact).norm() <= rounding_bound(todo, x)
+
+
+def test_minimax_tol_certifies_what_comes_out():
+    """All σ ≥ lower·ν come out within tol of 1, in float64, where rounding (1e-16 · slope) is far below tol."""
+    x, _ = zoo.matrix("log-uniform 1e-3", 50, 80, seed=6, dtype=F64)
+    lower = float(scaled_singular_values(x).min()) * 0.999
+    for tol in (0.3, 1e-2, 1e-6):
+        y = polar(x, tol=tol, lower=lower)
+        assert (torch.linalg.svdvals(y) - 1).abs().max() <= tol * (1 + 1e-6)
+        assert torch.linalg.matrix_norm(y - polar_svd(x), 2) <= tol * (1 + 1e-6)
+    assert plan(x.shape, F64, lower=lower, tol=1e-6).steps > plan(x.shape, F64, lower=lower, tol=0.3).steps
+
+
+@pytest.mark.parametrize("spectrum", [s for s in SPECTRA if s != "zero"])
+def test_the_direction_is_right(spectrum):
+    for m, n in SHAPES:
+        x, _ = zoo.matrix(spectrum, m, n, seed=1)
+        x = x / x.abs().max()  # "huge" squared is out of range
+        cosine = (x * polar(x)).sum() / (x.norm() * polar(x).norm())
+        assert cosine > 0, (m, n)
+
+
+def test_reference_matches_the_singular_value_decomposition():
+    x, _ = zoo.matrix("exponential", 30, 45, seed=7, dtype=F64)
+    schedule = named("polar-express", 8)
+    s = scaled_singular_values(x)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    torch.testing.assert_close(reference(x, steps=8), (u * schedule.apply(s**2)) @ vh, rtol=0, atol=1e-11)
+    torch.testing.assert_close(polar_svd(x), u @ vh, rtol=0, atol=1e-12)
+    rank_one = torch.ones(4, 9, dtype=F64)
+    torch.testing.assert_close(polar_svd(rank_one), rank_one / 6)
+
+
+# --- what goes in, what comes out ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (0, 3, 4), (2, 0, 3)])
+def test_empty(shape):
+    y = polar(torch.empty(shape, requires_grad=True))
+    assert y.shape == shape
+    assert not y.requires_grad
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (7, 1), (1, 1)])
+def test_vectors_are_normalised(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    f = named("polar-express", 8).apply(1 / (1 + NORM_MARGIN) ** 2)
+    torch.testing.assert_close(polar(x, steps=8), x / x.norm() * f, rtol=1e-4, atol=0)
+    assert torch.equal(torch.sign(polar(x)), torch.sign(x))
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e30, 3e38])
+def test_scale_does_not_matter(scale):
+    x = zoo.matrix("gaussian", 12, 30, seed=3, dtype=F64)[0]
+    x = (x / x.abs().max() * scale).float()  # at 1e-44 a subnormal integer between -7 and 7
+    y = polar(x)
+    exact = reference(x, dtype=F64)
+    assert (y.double() - exact).norm() <= rounding_bound(plan(x.shape), x)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_scale_does_not_matter_in_float64(scale):
+    x = zoo.matrix("gaussian", 12, 30, seed=3, dtype=F64)[0]
+    assert (polar(x * scale) - polar(x)).norm() <= 2 * rounding_bound(plan(x.shape, F64), x)
+    # A float64 matrix out of float32's range can still be worked on in float32.
+    exact = reference(x, dtype=F64)
+    assert (polar(x * scale, dtype=torch.float32) - exact).norm() <= rounding_bound(plan(x.shape), x)
+
+
+def test_no_rounding_of_the_norm_lets_a_singular_value_exceed_one():
+    """Rank one puts all of ‖X‖_F into σ_max; a float32 norm of this input is 5e-4 too small."""
+    x = torch.rand(2048, 1, generator=torch.Generator().manual_seed(0)) @ torch.rand(1, 4096)
+    y = normalised(x[None], torch.float32)
+    sigma = y.double().norm().item()  # of rank one up to rounding
+    assert 1 / (1 + NORM_MARGIN) == pytest.approx(sigma, rel=4 * 2**-24)
+    assert sigma < named("polar-express", 5).largest_safe
+
+
+def test_bad_matrices_do_not_disturb_their_neighbours():
+    """Good matrices come out bit for bit as with other neighbours."""
+    for shape in [(6, 8, 12), (6, 7, 9), (6, 12, 8), (6, 1, 5), (5, 520, 530)]:
+        good = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        x = good.clone()
+        x[1, 0, 2 % shape[2]] = math.nan
+        x[2, -1, 0] = math.inf
+        x[3] = 0
+        x[4] = -math.inf
+        y, expected = polar(x), polar(good)
+        for i in (1, 2, 4):
+            assert y[i].isnan().all()
+        assert torch.equal(y[3], torch.zeros_like(y[3]))
+        for i in (0, *range(5, shape[0])):
+            assert y[i].isfinite().all()
+            assert torch.equal(y[i], expected[i]), (shape, i)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_matrix_of_a_batch_comes_out_as_it_would_alone(threads):
+    """Bit for bit where matrices follow each other at multiples of 64 bytes; else MKL rounds by their alignment."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for shape in [
+            (3, 4, 8, 12),
+            (2, 32, 132),
+            (2, 132, 32),
+            (2, 600, 700),
+            (9, 16, 16),
+            (3, 4, 7, 9),
+            (2, 33, 131),
+        ]:
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+            aligned = shape[-1] % 4 == shape[-2] % 4 == 0
+            for y, matrix in zip(polar(x).flatten(0, -3), x.flatten(0, -3)):
+                alone = polar(matrix)
+                bound = 0 if aligned else 2 * rounding_bound(plan(matrix.shape), matrix)
+                assert (y - alone).norm() <= bound, shape
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (3, 20, 50)])
+def test_strides_do_not_matter(shape):
+    """The same values in another layout: results agree up to the rounding of both."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    gaps = torch.full((*shape[:-2], 2 * shape[-2], 3 * shape[-1]), math.nan)[..., ::2, ::3]
+    gaps.copy_(x)
+    row = x[..., :1, :].expand(shape)
+    layouts = [(x, gaps), (x, x.mT.contiguous().mT), (x, x.flip(-1).flip(-1)), (row.contiguous(), row)]
+    for dense, other in layouts:
+        assert torch.equal(dense, other)
+        ys = zip(
+            polar(dense).reshape(-1, *shape[-2:]), polar(other).reshape(-1, *shape[-2:]), dense.reshape(-1, *shape[-2:])
+        )
+        for expected, found, matrix in ys:
+            assert (found - expected).norm() <= 2 * rounding_bound(plan(matrix.shape), matrix)
+    assert polar(x).is_contiguous()
+
+
+def test_transposing_commutes():
+    x = torch.randn(30, 70, generator=torch.Generator().manual_seed(4))
+    assert (polar(x.mT) - polar(x).mT).norm() <= 2 * rounding_bound(plan(x.shape), x)
+
+
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (2, 9, 9), (520, 600)])
+def test_input_is_not_changed_and_gradients_do_not_flow(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    kept = x.clone()
+    y = polar(x.requires_grad_())
+    assert not y.requires_grad
+    assert torch.equal(x, kept)
+    assert y.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("setting", ["medium", "high"])
+def test_reduced_matmul_precision_is_not_taken(setting):
+    """oneDNN takes over at "medium" and rounds otherwise even where it has no bfloat16 units."""
+    x = torch.randn(256, 300, generator=torch.Generator().manual_seed(6))
+    expected = polar(x)
+    torch.set_float32_matmul_precision(setting)
+    try:
+        found = torch.backends.mkldnn.matmul.fp32_precision
+        assert torch.equal(polar(x), expected)
+        assert torch.backends.mkldnn.matmul.fp32_precision == found
+        assert torch.get_float32_matmul_precision() == setting
+        with pytest.raises(KeyError), full_float32():
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            raise KeyError
+        assert torch.backends.mkldnn.matmul.fp32_precision == found
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_autocast_is_not_taken():
+    x = torch.randn(64, 80, generator=torch.Generator().manual_seed(7))
+    expected = polar(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(polar(x), expected)
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=ids)
+@pytest.mark.parametrize("form", ["plain", "gram"])
+def test_what_is_executed_is_what_was_planned(schedule, form):
+    for shape in [(2, 16, 64), (2, 64, 16)]:
+        for dtype, device in [(torch.float32, "cpu"), (torch.float16, "cuda")]:
+            todo = plan(shape, dtype, device, schedule=schedule, form=form)
+            counting = CountingVerbs()
+            iterate(normalised(torch.randn(shape), todo.dtype), todo, counting)
+            assert counting.calls == {name: getattr(todo, name) for name in counting.calls}
+
+
+def test_products_of_the_gram_form():
+    """At most d + 2 n × n products per step; the first Q is the polynomial itself, the last M is never computed."""
+    todo = plan((100, 400))
+    assert (todo.form, todo.restarts, todo.steps) == ("gram", (3,), 5)
+    assert (todo.grams, todo.symmetric_products, todo.long_products) == (2, 9 + 5, 2)
+    assert todo.flops == 2 * 100**2 * (4 * 400 + 14 * 100)
+    single = plan((100, 400), schedule="keller", steps=1, form="gram")
+    assert (single.grams, single.symmetric_products, single.long_products) == (1, 1, 1)
+
+
+def test_form_follows_the_flops():
+    assert plan((512, 512)).form == "plain"
+    assert plan((512, 2048)).form == "gram"
+    assert plan((2048, 512)).form == "gram"
+    for shape in [(100, 130), (300, 420), (600, 640), (600, 900), (3, 700, 800)]:
+        forms = {form: plan(shape, form=form) for form in ("plain", "gram")}
+        assert plan(shape) == min(forms.values(), key=lambda p: p.flops)
+    assert plan((5, 100, 400)).flops == 5 * plan((100, 400)).flops
+
+
+def test_working_precision_and_backend_by_device():
+    chosen = {
+        (torch.float32, "cpu"): (torch.float32, "torch"),
+        (torch.float64, "cpu"): (torch.float64, "torch"),
+        (torch.bfloat16, "cpu"): (torch.float32, "torch"),
+        (torch.float32, "cuda"): (torch.float32, "triton"),
+        (torch.float16, "cuda"): (torch.float16, "triton"),
+        (torch.bfloat16, "cuda"): (torch.float16, "triton"),
+        (torch.float64, "cuda"): (torch.float64, "torch"),
+    }
+    for (dtype, device), expected in chosen.items():
+        todo = plan((64, 256), dtype, device)
+        assert (todo.dtype, todo.backend) == expected
+    assert plan((64, 256), torch.float32, "cuda", working=torch.bfloat16).form == "plain"
+    with pytest.raises(ValueError, match="Gram form is refused in bfloat16"):
+        plan((64, 256), torch.float32, "cuda", working=torch.bfloat16, form="gram")
+
+
+@pytest.mark.parametrize(
+    "x, options, error, message",
+    [
+        (torch.ones(3), {}, ValueError, r"at least 2 dimensions, got shape \(3,\)"),
+        (torch.ones(3, 3, dtype=torch.int64), {}, TypeError, "got torch.int64"),
+        (torch.ones(3, 3, dtype=torch.bool), {}, TypeError, "got torch.bool"),
+        (torch.ones(3, 3, dtype=torch.complex64), {}, TypeError, "got torch.complex64"),
+        ([[1.0]], {}, TypeError, "x is a list"),
+        (torch.ones(3, 3), {"dtype": torch.int32}, TypeError, "dtype must be .* got torch.int32"),
+        (torch.ones(3, 3), {"dtype": torch.float16}, ValueError, "the CPU works in float32 or float64"),
+        (torch.ones(3, 3), {"schedule": "newton"}, ValueError, "unknown schedule 'newton'"),
+        (torch.ones(3, 3), {"schedule": [1, 2, 3]}, TypeError, "schedule is a list"),
+        (torch.ones(3, 3), {"schedule": minimax(4, 1e-4, steps=3)}, ValueError, "must have p = 2, .* has p = 4"),
+        (torch.ones(3, 3), {"schedule": Schedule(((1.5, -0.5),), 2, 0.1, 0.5)}, ValueError, "must reach up to 1"),
+        (torch.ones(3, 3), {"schedule": named("cans"), "tol": 0.1}, ValueError, "do not give it together"),
+        (torch.ones(3, 3), {"schedule": "cans", "steps": 6}, ValueError, "asked for 6 steps, it defines 5"),
+        (torch.ones(3, 3), {"steps": 0}, ValueError, "steps must be a positive integer"),
+        (torch.ones(3, 3), {"lower": 0.0}, ValueError, r"lower must be in \(0, 1\]"),
+        (torch.ones(3, 3), {"tol": 1e-17}, ValueError, "cannot be reached"),
+        (torch.ones(3, 3), {"backend": "triton"}, ValueError, "needs a CUDA tensor"),
+        (torch.ones(3, 3), {"backend": "cublas"}, ValueError, "backend must be"),
+    ],
+)
+def test_refuses(x, options, error, message):
+    with pytest.raises(error, match=message):
+        polar(x, **options)
+
+
+# --- verbs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 5, 191, 512, 531, 577])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_torch_verbs(n, dtype):
+    """Element by element within (k + 4)·u·Σ|terms|: k products summed in any order, two scalings and two sums.
+
+    The float64 expectation of a float64 result errs as much again.
+    """
+    generator = torch.Generator().manual_seed(n)
+    u = UNIT_ROUNDOFF[dtype] + UNIT_ROUNDOFF[F64]
+    x = torch.randn(2, n, n + 3, generator=generator, dtype=dtype)
+    table, wide = TorchVerbs(), x.double()
+    y = table.gram(x)
+    assert ((y - wide @ wide.mT).abs() <= (n + 7) * u * (wide.abs() @ wide.abs().mT)).all()
+    assert torch.equal(table.gram(x[0]), y[0])
+
+    a = (y + y.mT) / (2 * n)
+    b = a @ a
+    b = (b + b.mT) / 2
+    c = a - b
+    d, e = a.double(), b.double()
+    got = table.symmetric_product(a, b, alpha=-0.75, beta=2.5, c=c, diagonal=1.5)
+    eye = torch.eye(n, dtype=F64)
+    exact = -0.75 * (d @ e) + 2.5 * c.double() + 1.5 * eye
+    size = 0.75 * (d.abs() @ e.abs()) + 2.5 * c.double().abs() + 1.5 * eye
+    # b is a² rounded, within (n + 2)·u·|a||a|, so a b is symmetric, and mirroring it right, up to twice that times |a|.
+    asymmetry = 2 * 0.75 * (n + 2) * u * (d.abs() @ d.abs() @ d.abs())
+    assert ((got - exact).abs() <= (n + 4) * u * size + asymmetry).all()
+    q = table.long_product(a, x)
+    assert ((q - d @ wide).abs() <= n * u * (d.abs() @ wide.abs())).all()
+
+
+def test_torch_verbs_keep_the_memory_order_of_a_transposed_operand():
+    x = torch.randn(2, 40, 10).mT
+    assert TorchVerbs().long_product(torch.eye(10).expand(2, 10, 10), x).mT.is_contiguous()
+
+
+def test_torch_verbs_do_not_read_an_addend_that_is_not_given():
+    a = torch.eye(520)
+    assert torch.equal(TorchVerbs().symmetric_product(a, a, alpha=2.0), 2 * a)
+    with pytest.raises(ValueError, match="beta is 1.0, but c is None"):
+        TorchVerbs().symmetric_product(a, a, beta=1.0)
+
+
+def test_symmetric_fraction_is_the_area_of_the_panels():
+    for n in (10, 511, 512, 700, 4096):
+        ends = verbs_module.panel_ends(n, "cpu")
+        covered = torch.zeros(n, n, dtype=torch.bool)
+        for start, end in zip([0, *ends], ends):
+            covered[start:end, :end] = True
+        assert covered.tril().sum() == n * (n + 1) // 2
+        assert covered.double().mean().item() == pytest.approx(verbs_module.symmetric_fraction(n, "cpu"))
+    assert verbs_module.symmetric_fraction(511, "cpu") == verbs_module.symmetric_fraction(4096, "cuda") == 1
