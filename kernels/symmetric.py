@@ -311,7 +311,8 @@ def gram(
             made only where neither matrix dimension has stride 1, or the batch dimensions do not fit one stride.)
         alpha: a number; changing it compiles nothing.
         input_precision: what float32 operands are multiplied as: "ieee" (float32 units), "tf32x3" (three tensor-core
-            products, nearly float32's accuracy) or "tf32" (11 significant bits).
+            products, nearly float32's accuracy) or "tf32" (11 significant bits).  The tensor cores of sm_90 and sm_100
+            take float32 operands along rows only: there "tf32" loads gram(x.mT) element by element.
         out: where to put the result; its last stride must be 1 and it must not overlap x.
 
     Returns (..., n, n) in x's dtype, accumulated in float32 and rounded once.  Deterministic.  Not differentiable.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import io
 import os
 import sys
 import tempfile
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-
-from steepest.info import checkout
 
 HEADER = ("case", "ours, ms", "fastest peer", "its ms", "ratio (quartiles)", "rate", "of measured peak")
 
 
 def main(argv: list[str] | None = None) -> int:
+    from steepest.info import checkout
+
     options = parse(argv)
     root = checkout()
     if root is None or not (root / "bench").is_dir():
@@ -62,8 +62,8 @@ def run(root: Path, file: Path, options: argparse.Namespace) -> int:
     arguments += [] if options.seconds is None else ["--seconds", str(options.seconds)]
     kept = io.StringIO()
     # pytest takes over the descriptors of stdout and stderr; progress goes to a copy of the latter.
-    with os.fdopen(os.dup(2), "w") as screen, progress(screen) as plugin, contextlib.redirect_stdout(kept):
-        status = int(pytest.main(arguments, plugins=[plugin]))
+    with os.fdopen(os.dup(2), "w") as screen, progress(screen) as watch, redirect_stdout(kept), redirect_stderr(kept):
+        status = int(pytest.main(arguments, plugins=[watch]))
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
         print(f"bench: no benchmark matches -k {options.k!r}", file=sys.stderr)
     elif status:
@@ -90,7 +90,7 @@ class Watch:
         self.show(self.done, self.total, "")
 
 
-@contextlib.contextmanager
+@contextmanager
 def progress(screen):
     """A Watch that draws a bar where a person is watching; drawn between benchmarks only, never during one."""
     if not screen.isatty():

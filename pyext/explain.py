@@ -65,10 +65,14 @@ def _adamw(
         "tensors": f"{len(params)}, {elements:,} elements, on {', '.join(sorted({str(p.device) for p in params}))}",
         "dtypes": "\n".join(_dtypes(names, [role[group[0]] for role in roles], len(group)) for group in groups),
         "layout": f"{in_place} rows worked on in place"
-        + (f", {len(rows) - in_place} copied in and out (gaps, or layouts that differ within the row)" if in_place < len(rows) else ""),
+        + (
+            f", {len(rows) - in_place} copied in and out (gaps, or layouts that differ within the row)"
+            if in_place < len(rows)
+            else ""
+        ),
         "bytes": f"{moved:,} in all, {moved / elements:.4g} per element" if elements else "0",
         "launches": "\n".join(_adamw_launches(chosen, group, roles, step) for group in groups),
-        "rounding": "float32 inside, operation order of torch.optim.AdamW; each result rounded once to its tensor's dtype",
+        "rounding": "float32 inside, in torch.optim.AdamW's order; each result rounded once to its tensor's dtype",
     }
     return Explanation(op, facts)
 
@@ -87,8 +91,12 @@ def _adamw_bytes(row) -> int:
     return 2 * sum(each) - each[1]
 
 
+def _name(dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _dtypes(names, row, count: int) -> str:
-    return ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}" for name, t in zip(names, row)) + f" ({count} rows)"
+    return ", ".join(f"{name} {_name(t.dtype)}" for name, t in zip(names, row)) + f" ({count} rows)"
 
 
 def _adamw_launches(chosen: str, group: list[int], roles, step) -> str:
@@ -109,23 +117,26 @@ def _adamw_launches(chosen: str, group: list[int], roles, step) -> str:
 def _polar(x, *, schedule="polar-express", steps=5, lower=1e-3, tol=None, dtype=None, backend="auto") -> Explanation:
     from steepest.matrix.polar import plan
 
-    options = dict(schedule=schedule, steps=steps, lower=lower, tol=tol, working=dtype)
+    options = {"schedule": schedule, "steps": steps, "lower": lower, "tol": tol, "working": dtype}
     todo = plan(x.shape, x.dtype, x.device, backend=backend, **options)
     other = plan(x.shape, x.dtype, x.device, backend=backend, form="plain", **options)
     s = todo.schedule
     low = s.lower**0.5
     coefficients = "\n".join("  ".join(f"{c:9.6f}" for c in row) for row in s.coefficients)
     saved = f"{other.flops / todo.flops:.2f} times fewer FLOPs than the plain form" if todo.flops else "nothing to do"
-    why = {"gram": f"iterates the small Gram matrix, {saved}", "plain": "iterates the matrix itself, the cheaper form here"}
+    why = {
+        "gram": f"iterates the small Gram matrix, {saved}",
+        "plain": "iterates the matrix itself, the cheaper form here",
+    }
     facts = {
         "backend": f"{todo.backend} ({'as asked' if backend != 'auto' else f'x is on {x.device}'})",
-        "shape": f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}, worked on in {str(todo.dtype).removeprefix('torch.')}",
+        "shape": f"{tuple(x.shape)} {_name(x.dtype)}, worked on in {_name(todo.dtype)}",
         "form": f"{todo.form}: {why[todo.form]}",
         "restarts": f"after step {', '.join(map(str, todo.restarts))}" if todo.restarts else "none",
         "schedule": f"{s.name}, {s.steps} steps of degree {s.degree} in X X^T\n{coefficients}",
-        "certificate": f"|1 - f(s)| <= {s.error:.3g} for every singular value s >= {low:g} times the norm that x is divided by",
+        "certificate": f"|1 - f(s)| <= {s.error:.3g} for singular values s >= {low:g} times the norm of x that is used",
         "slope": f"{s.slope:.4g}: smaller singular values, and rounding errors, grow at most so much",
-        "safe up to": f"{s.largest_safe:.6g}: an input whose norm was underestimated by more would diverge",
+        "safe up to": f"{s.largest_safe:.6g}: an input whose norm is underestimated by more diverges",
         "products": f"{todo.grams} Gram, {todo.symmetric_products} symmetric, {todo.long_products} long",
         "flops": f"{todo.flops:,}",
     }

@@ -135,7 +135,10 @@ def _lines(data: dict[str, Any], indent: str = "") -> list[str]:
             lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
         elif isinstance(value, list):
             for i, entry in enumerate(value):
-                lines += [f"{indent}{key}[{i}]", *_lines(entry if isinstance(entry, dict) else {"": entry}, indent + "  ")]
+                lines += [
+                    f"{indent}{key}[{i}]",
+                    *_lines(entry if isinstance(entry, dict) else {"": entry}, indent + "  "),
+                ]
         else:
             lines.append(f"{indent}{key:<{width}}  {value if value not in (None, '', {}) else '-'}")
     return lines

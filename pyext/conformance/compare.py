@@ -1,4 +1,4 @@
-"""Figures from results: exact equality, error in units of a bound, error in ulp, and non-finite values by themselves."""
+"""Figures from results: equality in bits, error in units of a bound, error in ulp, non-finite values by themselves."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-# A quiet NaN with a payload: reading it spoils the result, and writing anything, NaN included, changes its bits.
+# A quiet NaN with a payload: reading it spoils the result, and writing anything that is not computed from it changes
+# its bits.  An update in place that reaches too far is computed from it, and processors hand a NaN's payload on; so
+# guards are also checked with `finite_surroundings`.
 SENTINEL = {
     torch.float64: (torch.int64, 0x7FF8DEADBEEFCAFE),
     torch.float32: (torch.int32, 0x7FC5BEEF),
@@ -52,16 +54,36 @@ class Guarded:
         integer, pattern = SENTINEL[values.dtype]
         strides = layout_strides(tuple(values.shape), layout)
         span = 0 if values.numel() == 0 else 1 + sum((n - 1) * s for n, s in zip(values.shape, strides))
-        self.buffer = torch.full((span + 2 * GUARD,), pattern, dtype=integer, device=device)
+        self.filled = _surroundings(span + 2 * GUARD, values.dtype, integer, pattern).to(device)
+        self.buffer = self.filled.clone()
         self.view = self.buffer.view(values.dtype).as_strided(values.shape, strides, GUARD + offset)
         self.view.copy_(values)
         self.outside = torch.ones_like(self.buffer, dtype=torch.bool)
         self.outside.as_strided(values.shape, strides, GUARD + offset).fill_(False)
-        self.pattern = pattern
 
     def overwritten(self) -> int:
-        """Number of sentinels that changed."""
-        return int((self.buffer[self.outside] != self.pattern).sum())
+        """Number of elements outside the tensor that changed."""
+        return int(((self.buffer != self.filled) & self.outside).sum())
+
+
+_generator: torch.Generator | None = None
+
+
+@contextmanager
+def finite_surroundings():
+    """Within it, what surrounds a Guarded tensor are seeded random numbers from [0.5, 1) instead of NaN."""
+    global _generator
+    _generator = torch.Generator().manual_seed(0)
+    try:
+        yield
+    finally:
+        _generator = None
+
+
+def _surroundings(count: int, dtype: torch.dtype, integer: torch.dtype, pattern: int) -> torch.Tensor:
+    if _generator is None:
+        return torch.full((count,), pattern, dtype=integer)
+    return (0.5 + torch.rand(count, generator=_generator, dtype=torch.float64) / 2).to(dtype).view(integer)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What rounding does to an algorithm over matrix verbs, by stochastic arithmetic (Parker, "Monte Carlo arithmetic", 1997).
+"""What rounding does to an algorithm over matrix verbs, by stochastic arithmetic (Parker, "Monte Carlo arithmetic").
 
 `NoisyVerbs` multiply in float64 and add to every result noise as large as the rounding of the real verbs may be.  An
 algorithm run on them several times, against itself without noise, shows how far rounding may take its result on this
@@ -38,21 +38,21 @@ class NoisyVerbs:
         deviation = deviation + self.format.unit * x.abs() + self.format.tiny / 2
         return x + deviation * torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
 
-    def _product(self, a, b, alpha=1.0, rest=0.0):
+    def product(self, a, b, alpha=1.0, rest=0.0):
         deviation = 0.0
         if self.generator is not None:
             deviation = abs(alpha) * self.accumulation * math.sqrt(a.shape[-1] / 3) * (a.abs() @ b.abs())
         return self.stored(alpha * (a @ b) + rest, deviation)
 
     def gram(self, x):
-        return self._product(x, x.mT)
+        return self.product(x, x.mT)
 
     def symmetric_product(self, a, b, *, alpha=1.0, beta=0.0, c=None, diagonal=0.0):
         rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype)
-        return self._product(a, b, alpha, rest if c is None else rest + beta * c)
+        return self.product(a, b, alpha, rest if c is None else rest + beta * c)
 
     def long_product(self, q, x):
-        return self._product(q, x)
+        return self.product(q, x)
 
 
 def rounding_estimate(algorithm, x: torch.Tensor, dtype: torch.dtype, *, draws: int, seed: int) -> float:

@@ -1,30 +1,30 @@
-"""Bounds for a polar factor, Y computed from X = U S V^T, and what follows from them for measures that need no SVD of Y.
+"""Bounds for a polar factor Y computed from X = U S V^T, and what follows for measures that need no SVD of Y.
 
 With nu the norm that X is divided by and f the schedule's polynomial, two errors are judged apart.
 
-Rounding: E = Y - Y*, where Y* = U f(S / nu) V^T is the same polynomial in float64, in the Frobenius norm.  Two bounds:
+Rounding: Y - Y*, where Y* = U f(S / nu) V^T is the same polynomial in float64, in the Frobenius norm.  Two bounds:
 
     estimate  3 times the estimate of steepest.conformance.noise for the plan that the backend executes, on this input.
               Its noise has at least the deviation of real rounding; a Frobenius norm over many entries hardly varies,
               and 3 deviations cover the few that do (1 x n, where one number decides all).
-    slope     2 (K + 1) sqrt(L) u slope ||Y*||_F, K steps, L the long side.  Each of the K + 1 stored iterates X_k is off
-              by sqrt(L) u ||X_k||_F (random signs); the later steps enlarge that by at most the product of their c0, and
-              X_k itself grew by that of the earlier ones: together `slope`.  The Gram form restarts before it exceeds
-              twice that (steepest.matrix.polar).  Wide, but the same for every plan: one that amplifies rounding more
-              than it may cannot excuse itself by its own estimate.
+    slope     2 (K + 1) sqrt(L) u slope ||Y*||_F, K steps, L the long side.  Each of the K + 1 stored iterates X_k is
+              off by sqrt(L) u ||X_k||_F (random signs); later steps enlarge that by at most the product of their c0,
+              and X_k itself grew by that of the earlier ones: together `slope`.  The Gram form restarts before it
+              exceeds twice that (steepest.matrix.polar).  Wide, but the same for every plan: one that amplifies
+              rounding more than it may cannot excuse itself by its own estimate.
 
 Both add the rounding of the result to x's dtype and, where half precision takes a larger nu than the reference does,
 ||f(S / nu') - f(S / nu)||.  Let E stand for the first bound, e for the schedule's certified error.  Then
 
     method          ||(Y - U V^T) V1||_2 <= e + E, V1 the right vectors with S >= lower nu
-    asymmetry       of Y^T X, by ||X||_F: <= E, since Y* X^T is symmetric
+    asymmetry       of Y^T X, by ||X||_F: <= E, since Y*^T X is symmetric
     negative part   of Y^T X, by ||X||_F: <= E, since f >= 0 makes that of Y* semidefinite
-    overshoot       ||Y||_2 <= 2, whatever rounding may do: beyond it Y is farther from U V^T in some direction than zero is
-                    (a schedule's `largest_safe` draws the same line); half precision with a schedule that has no slack
-                    above 1 is what crosses it, and there no bound on rounding alone would object
+    overshoot       ||Y||_2 <= 2, whatever rounding may do: beyond, Y is farther from U V^T in some direction than zero
+                    is (a schedule's `largest_safe` draws the same line); half precision with a schedule that has no
+                    slack above 1 is what crosses it, and there no bound on rounding alone would object
     dual gap        |1 - <Y, X> / sum S| <= e + E + (the part of sum S below lower nu)
-    orthogonality   each s of Y* obeys |s^2 - 1| <= d = 2e + e^2 above lower nu, and <= max(1, d) below; root mean square
-                    of these, and 2 (1 + e) E + E^2 for the rounding
+    orthogonality   each s of Y* obeys |s^2 - 1| <= d = 2e + e^2 above lower nu, and <= max(1, d) below; root mean
+                    square of these, and 2 (1 + e) E + E^2 for the rounding
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from steepest.conformance.bounds import number_format
 from steepest.conformance.noise import rounding_estimate
 from steepest.conformance.registry import Figure
 from steepest.matrix.polar import Plan, iterate
-from steepest.schedules import NORM_MARGIN
+from steepest.schedules import NORM_MARGIN, Schedule
 
 DEVIATIONS = 3
 DRAWS = 16  # 4 where the matrix is large: then one draw averages over many entries already
@@ -83,31 +83,34 @@ def measure(x: torch.Tensor, y: torch.Tensor, todo: Plan) -> Measured:
     stored = y.dtype
     x, y = x.double(), y.double()
     if not x.any():
-        return Measured((Figure("zero", int((y != 0).sum()), 0, "elements", "a zero matrix gives zeros"),))
+        return Measured((Figure("zero", int((y != 0).sum()), 0, "elements", "zero gives zero"),))
     x = x / x.abs().max()  # squares of 1e-200 and the like are not the question; nothing below depends on scale
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
     nu = s.norm() * (1 + NORM_MARGIN)
     exact = reference.polar(x, schedule=todo.schedule)
-    size = exact.norm().item()
-    bound, slope_bound = rounding_bounds(x / nu, s / nu, size, todo, stored)
-    error = (y - exact).norm().item()
+    bounds = rounding_bounds(x / nu, s / nu, exact.norm().item(), todo, stored)
+    return Measured(figures_of(x, y, (u, s, vt), nu, exact, todo.schedule, bounds))
 
-    e = todo.schedule.error
-    large = s >= math.sqrt(todo.schedule.lower) * nu
+
+def figures_of(x, y, svd, nu, exact, schedule: Schedule, bounds) -> tuple[Figure, ...]:
+    """The figures above.  x = u diag(s) vt = svd; exact: the polynomial of x / nu; bounds on ||y - exact||_F."""
+    u, s, vt = svd
+    bound, slope_bound = bounds
+    size, error = exact.norm().item(), (y - exact).norm().item()
+    e = schedule.error
+    large = s >= math.sqrt(schedule.lower) * nu
     method = torch.linalg.matrix_norm((y - u @ vt) @ vt[large].mT, 2).item() if large.any() else 0.0
     below = (s[~large].sum() / s.sum()).item()
     d = 2 * e + e * e
     count, k = int(large.sum()), len(s)
     orthogonal = math.sqrt((count * d * d + (k - count) * max(1.0, d) ** 2) / k) + 2 * (1 + e) * bound + bound**2
-    return Measured(
-        (
-            Figure("rounding", error / size, bound / size, "relative", "against the polynomial in float64"),
-            Figure("rounding, slope", error / size, slope_bound / size, "relative"),
-            Figure("method", method, e + bound, "2-norm", "against U V^T of the SVD"),
-            Figure("overshoot", torch.linalg.matrix_norm(y, 2).item(), 2.0, "2-norm"),
-            Figure("asymmetry", zoo.asymmetry(y, x).item(), bound, "of ||X||"),
-            Figure("negative part", zoo.negative_part(y, x).item(), bound, "of ||X||"),
-            Figure("dual gap", abs(zoo.dual_gap(y, x, s).item()), e + bound + below, "of ||X||_*"),
-            Figure("orthogonality", zoo.orthogonality(y).item(), orthogonal, "root mean square"),
-        )
+    return (
+        Figure("rounding", error / size, bound / size, "relative", "against the polynomial in float64"),
+        Figure("rounding, slope", error / size, slope_bound / size, "relative"),
+        Figure("method", method, e + bound, "2-norm", "against U V^T of the SVD"),
+        Figure("overshoot", torch.linalg.matrix_norm(y, 2).item(), 2.0, "2-norm"),
+        Figure("asymmetry", zoo.asymmetry(y, x).item(), bound, "of ||X||"),
+        Figure("negative part", zoo.negative_part(y, x).item(), bound, "of ||X||"),
+        Figure("dual gap", abs(zoo.dual_gap(y, x, s).item()), e + bound + below, "of ||X||_*"),
+        Figure("orthogonality", zoo.orthogonality(y).item(), orthogonal, "root mean square"),
     )

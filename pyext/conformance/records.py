@@ -1,10 +1,11 @@
-"""Results inside a report: small, lossless up to digits that nobody reads, one line per cell.
+"""Results inside a report: small, and one line per cell, so that reports can be kept and compared as text.
 
-    {"figures": [["params error/bound", "of bound", ""], ...],         each kind of figure once: name, unit, note
-     "results": [{"op": ..., "backend": ..., "dtype": ..., "case": ..., "status": "ok", "ms": 1.2,
-                  "figures": [[0, 0.31, 1], ...]}, ...]}               index into the above, value, bound
+    "columns": ["op", "backend", "dtype", "case", "status", "reason", "ms", "figures"],
+    "figures": [["params error/bound", "of bound", ""], ...],                     each kind once: name, unit, note
+    "results": [["adamw", "cpu", "float32", "one step", "ok", "", 1.2, [[0, 0.31, 1], 3, ...]], ...]
 
-Empty reasons and empty lists of figures are left out.  JSON has no inf and nan: they are strings.
+A figure is [kind, value, bound], or just its kind where both are 0: asked to be equal, and was.  bound null: shown, not
+judged.  JSON has no inf and nan: they are strings.  Numbers keep four digits; statuses were decided before rounding.
 """
 
 from __future__ import annotations
@@ -20,54 +21,49 @@ from steepest.conformance.runner import Result
 
 SCHEMA = 2
 KIND = "steepest-validate"
-DIGITS = 4  # shares and errors are compared by percents
+COLUMNS = [field.name for field in fields(Result) if field.name not in ("figures", "seed")] + ["figures"]
 
 
 def pack(results: list[Result]) -> dict[str, list]:
-    """The entries "figures" and "results" of a report."""
+    """The entries "columns", "figures" and "results" of a report."""
     kinds: dict[tuple[str, str, str], int] = {}
-    rows = []
-    for result in results:
-        row: dict[str, Any] = {name: getattr(result, name) for name in identity_names(Result)}
-        row["status"] = result.status
-        if result.reason:
-            row["reason"] = result.reason
-        if result.ms:
-            row["ms"] = number(result.ms)
-        if result.figures:
-            row["figures"] = [
-                [kinds.setdefault((f.name, f.unit, f.note), len(kinds)), number(f.value), f.bound and number(f.bound)]
-                for f in result.figures
-            ]
-        rows.append(row)
-    return {"figures": [list(kind) for kind in kinds], "results": rows}
+
+    def packed(figure: Figure):
+        kind = kinds.setdefault((figure.name, figure.unit, figure.note), len(kinds))
+        if figure.value == 0 and figure.bound == 0:
+            return kind
+        return [kind, number(figure.value), None if figure.bound is None else number(figure.bound)]
+
+    rows = [
+        [*(short(getattr(result, name)) for name in COLUMNS[:-1]), [packed(f) for f in result.figures]]
+        for result in results
+    ]
+    return {"columns": COLUMNS, "figures": [list(kind) for kind in kinds], "results": rows}
 
 
 def unpack(report: dict[str, Any]) -> list[Result]:
-    """The results of a report, as they were packed."""
-    kinds = report["figures"]
+    """The results of a report."""
     results = []
     for row in report["results"]:
+        entry = dict(zip(report["columns"], row))
         figures = []
-        for index, value, bound in row.get("figures", ()):
-            name, unit, note = kinds[index]
+        for packed in entry.pop("figures"):
+            index, value, bound = packed if isinstance(packed, list) else (packed, 0, 0)
+            name, unit, note = report["figures"][index]
             figures.append(Figure(name, float(value), None if bound is None else float(bound), unit, note))
-        plain = {name: value for name, value in row.items() if name != "figures"}
-        results.append(Result(**plain, figures=figures, seed=report["seed"]))
+        results.append(Result(**entry, figures=figures, seed=report["seed"]))
     return results
 
 
-def identity_names(result_type) -> list[str]:
-    """The fields that say which cell a result belongs to: all that come before its status."""
-    names = [field.name for field in fields(result_type)]
-    return names[: names.index("status")]
+def short(x):
+    return number(x) if isinstance(x, float) else x
 
 
 def number(x: float) -> float | int | str:
     if not math.isfinite(x):
         return str(x)
-    short = float(f"{x:.{DIGITS}g}")
-    return int(short) if short == int(short) and abs(short) < 10**DIGITS else short
+    rounded = float(f"{x:.4g}")
+    return int(rounded) if rounded == int(rounded) and abs(rounded) < 1e4 else rounded
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -79,5 +75,5 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("kind") != KIND:
         raise ValueError(f"{path} is not a report of `steepest validate --json`")
     if report.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {report.get('schema')}, this version reads {SCHEMA}")
+        raise ValueError(f"{path} has schema {report.get('schema')}, this version reads schema {SCHEMA}")
     return report

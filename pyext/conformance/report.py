@@ -4,42 +4,59 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable
 
+from steepest.conformance.records import KIND, SCHEMA, pack
 from steepest.conformance.registry import COLUMNS, registered_ops
 from steepest.conformance.runner import FAIL, OK, SKIPPED, UNSUPPORTED, Result
 
-SCHEMA = 1
 COLOURS = {OK: "green", FAIL: "bold red", UNSUPPORTED: "yellow", SKIPPED: "dim"}
 
 
 def to_json(results: list[Result], *, seed: int, quick: bool, seconds: float) -> dict:
-    """Schema 1: environment as in `steepest.info()`, totals, every case's parameters, every cell's figures."""
+    """Schema 2: environment as in `steepest.info()`, totals, bounds, all cases' parameters, results as in `records`."""
     from steepest.info import info
 
     ops = registered_ops()
     run = {(r.op, r.case) for r in results}
+    ops = {name: op for name, op in ops.items() if any(name == ran for ran, _ in run)}
     return {
         "schema": SCHEMA,
-        "kind": "steepest-validate",
+        "kind": KIND,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "info": info(),
         "seed": seed,
         "quick": quick,
         "seconds": round(seconds, 2),
         "totals": dict(Counter(r.status for r in results)),
+        "ops": {name: {"bound": op.bound, "source": op.source} for name, op in ops.items()},
         "cases": {
-            name: {case.id: case.parameters() for case in op.cases if (name, case.id) in run} for name, op in ops.items()
+            name: {case.id: case.parameters() for case in op.cases if (name, case.id) in run}
+            for name, op in ops.items()
         },
-        "results": [r.to_json() for r in results],
+        **pack(results),
     }
 
 
 def json_text(written: dict) -> str:
-    """One line per result: small, and readable in a diff."""
-    head = {name: value for name, value in written.items() if name != "results"}
-    lines = ",\n".join(json.dumps(entry, separators=(",", ":"), ensure_ascii=False) for entry in written["results"])
-    return json.dumps(head, indent=1, ensure_ascii=False)[:-2] + ',\n "results": [\n' + lines + "\n]}\n"
+    """One line per result and per case: small, and readable in a diff."""
+
+    def line(entry) -> str:
+        return json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
+
+    def text(value, depth: int) -> str:
+        """A line, or one line per entry for the first `depth` levels."""
+        if not depth:
+            return line(value)
+        indent = "\n" + " " * (3 - depth)
+        if isinstance(value, dict):
+            return "{" + ",".join(f"{indent}{line(k)}: {text(v, depth - 1)}" for k, v in value.items()) + "}"
+        return "[" + ",".join(indent + text(v, depth - 1) for v in value) + "]"
+
+    depths = {"cases": 2, "results": 1, "ops": 1}
+    return "{\n" + ",\n".join(f"{line(k)}: {text(v, depths.get(k, 0))}" for k, v in written.items()) + "}\n"
 
 
 def figure_text(results: Iterable[Result]) -> str:
@@ -78,8 +95,9 @@ def cell_text(results: list[Result]) -> tuple[str, str]:
 
 
 def rows(results: list[Result], by_case: bool) -> tuple[list[str], list[list[tuple[str, str]]]]:
-    """Header and rows: one row per op and dtype, or per op, case and dtype; one column per backend that was asked for."""
-    columns = [name for name in COLUMNS if any(r.backend == name for r in results)]
+    """Header and rows: one row per op and dtype, or per op, case and dtype; one column per backend that was run."""
+    run = dict.fromkeys(r.backend for r in results)
+    columns = [*(name for name in COLUMNS if name in run), *(name for name in run if name not in COLUMNS)]
     keys = list(dict.fromkeys((r.op, r.case if by_case else "", r.dtype) for r in results))
     header = ["op", *(["case"] if by_case else []), "dtype", *columns]
     table = []
@@ -126,7 +144,7 @@ def _rich_table(header, table, file) -> None:
     view = Table(show_edge=False, pad_edge=False)
     for name in header:
         view.add_column(name)
-    leading = len(header) - sum(name in COLUMNS for name in header)
+    leading = header.index("dtype") + 1
     for row in table:
         cells = [Text(text, style="" if i < leading else COLOURS[status]) for i, (text, status) in enumerate(row)]
         view.add_row(*cells)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from steepest.conformance.compare import bits_figure
-from steepest.conformance.memory import poisoned_memory, threads
-from steepest.conformance.registry import COLUMNS, DTYPES, Backend, Case, Figure, Op, registered_ops
+from steepest.conformance.memory import finite_surroundings, poisoned_memory, threads
+from steepest.conformance.registry import COLUMNS, DTYPES, INTERPRETED, Backend, Case, Figure, Op, registered_ops
 
 OK, FAIL, UNSUPPORTED, SKIPPED = "ok", "FAIL", "unsupported", "skipped"
 
@@ -73,13 +73,12 @@ def select(
                 continue
             if quick and not case.quick:
                 continue
-            cells += [
-                Cell(entry, backend, dtype, case)
-                for dtype in case.dtypes
-                if not dtypes or dtype in dtypes
-                for backend in entry.backends()
-                if not backends or backend.name in backends
-            ]
+            for backend in entry.backends():
+                if backends and backend.name not in backends:
+                    continue
+                if quick and backend.name == INTERPRETED and case.interpreted != "quick":
+                    continue
+                cells += [Cell(entry, backend, dtype, case) for dtype in case.dtypes if not dtypes or dtype in dtypes]
     order = {name: i for i, name in enumerate(COLUMNS)}
     return sorted(cells, key=lambda cell: (cell.op.name, order[cell.backend.name]))
 
@@ -88,7 +87,7 @@ def run_cell(cell: Cell, seed: int = 0) -> Result:
     """Never raises: an exception of the op is a FAIL with its message, NotImplementedError is "unsupported"."""
     result = Result(cell.op.name, cell.backend.name, cell.dtype, cell.case.id, OK, seed=seed)
     reason = cell.backend.available()
-    if cell.backend.name == "triton-interpreted" and not cell.case.interpreted:
+    if cell.backend.name == INTERPRETED and cell.case.interpreted == "never":
         reason = reason or "takes minutes in the interpreter"
     if reason:
         result.status, result.reason = SKIPPED, reason
@@ -120,17 +119,20 @@ def measure(cell: Cell, seed: int) -> list[Figure]:
         first = {name: x.detach().clone() for name, x in outputs(problem).items()}
     with threads(1):  # many small operations: on a busy machine waiting for a second thread took 100 times as long
         figures = list(op.judge(problem, first, backend))
-    figures.append(Figure("guards", sum(g.overwritten() for g in problem.guards), 0, "elements", "written outside"))
-    if backend.name in ("reference", "triton-interpreted"):
-        return figures  # plain torch and numpy, one thing after another
+    guards = list(problem.guards)
 
     def again(name, note):
-        other = outputs(op.build(cell.case, dtype, seed, backend.device))
-        return bits_figure(name, ((first[key], other[key]) for key in first), note)
+        # Not poisoned, and other numbers around the tensors: a result that depends on either differs.
+        with finite_surroundings():
+            other = op.build(cell.case, dtype, seed, backend.device)
+        guards.extend(other.guards)
+        results = outputs(other)
+        return bits_figure(name, ((first[key], results[key]) for key in first), note)
 
-    # Not poisoned: a result that depends on what lay in fresh memory differs too.
-    figures.append(again("repeat", "same input, second run"))
+    if backend.name not in ("reference", INTERPRETED):  # these are plain torch and numpy, one thing after another
+        figures.append(again("repeat", "same input, second run"))
     if backend.name == "cpu" and "threads" in op.promises:
         with threads(2 if torch.get_num_threads() == 1 else 1):
             figures.append(again("threads", "other thread count"))
+    figures.append(Figure("guards", sum(g.overwritten() for g in guards), 0, "elements", "written outside"))
     return figures

@@ -1,4 +1,4 @@
-"""python -m steepest validate: op x backend x dtype x case, each cell ok, FAIL, unsupported or skipped with a reason."""
+"""python -m steepest validate: op x backend x dtype x case, each ok, FAIL, unsupported or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from steepest.conformance import report
+from steepest.conformance import aot, difference, page, report
 from steepest.conformance.registry import COLUMNS, DTYPES, coverage, registered_ops
 from steepest.conformance.runner import FAIL, Result, select
 from steepest.conformance.worker import run_everywhere, runs_in_worker, serve
@@ -29,6 +29,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cases", action="store_true", help="one row per case")
     p.add_argument("--list", action="store_true", help="name ops, bounds, backends and cases, run nothing")
     p.add_argument("--coverage", action="store_true", help="name what no case covers, run nothing; status 1 if any")
+    p.add_argument("--html", metavar="FILE", help="also write a page with verdicts, plots and all figures")
+    p.add_argument("--from", dest="source", metavar="REPORT", help="with --html: from this report, run nothing")
+    p.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="what changed from one report to another, run nothing"
+    )
+    p.add_argument(
+        "--aot", metavar="ARCHS", help="compile for sm_80,sm_90,... without a GPU: registers, spills, widths"
+    )
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # see worker.py
     return p
 
@@ -39,6 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         return serve(options.seed)
     if options.coverage:
         return print_coverage()
+    if options.compare:
+        return difference.main(*options.compare)
+    if options.aot:
+        return aot.main(options.aot, options.json)
+    if options.source:
+        return page.main(options.html, options.source)
     try:
         cells = select(options.op, options.backend, options.dtype, options.quick)
     except re.error as error:
@@ -51,15 +65,15 @@ def main(argv: list[str] | None = None) -> int:
         return print_list(cells)
     begin = time.perf_counter()
     results = collect(cells, options.seed)
-    written = report.to_json(
-        results, seed=options.seed, quick=options.quick, seconds=time.perf_counter() - begin
-    )
+    written = report.to_json(results, seed=options.seed, quick=options.quick, seconds=time.perf_counter() - begin)
     if options.json == "-":
         print(report.json_text(written), end="")
     else:
         report.print_table(results, by_case=options.cases)
         if options.json:
             Path(options.json).write_text(report.json_text(written))
+    if options.html:
+        Path(options.html).write_text(page.render(written))
     return int(any(r.status == FAIL for r in results))
 
 

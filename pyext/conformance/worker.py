@@ -1,4 +1,4 @@
-"""Cells in another process: Triton chooses its interpreter when kernels are decorated, so it needs a process of its own.
+"""Cells in another process: Triton chooses its interpreter when kernels are decorated, once in a process.
 
 The worker prints one JSON line per result, so that the parent shows progress and loses little if the worker dies.
 """
@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Iterator
 
 from steepest.conformance.backends import interpreting, triton_installed
-from steepest.conformance.registry import Backend, registered_ops
+from steepest.conformance.registry import INTERPRETED, Backend, registered_ops
 from steepest.conformance.runner import FAIL, Cell, Result, run_cell
 
 
 def runs_in_worker(backend: Backend) -> bool:
-    return backend.name == "triton-interpreted" and triton_installed() and not interpreting()
+    return backend.name == INTERPRETED and triton_installed() and not interpreting()
 
 
 class Worker:

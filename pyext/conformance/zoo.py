@@ -75,8 +75,9 @@ SPECTRA: dict[str, Callable] = {
     "log-uniform 1e-3": _log_uniform(1e-3),
     "log-uniform 1e-6": _log_uniform(1e-6),
     "log-uniform 1e-12": _log_uniform(1e-12),
-    "rank deficient": lambda k, aspect, generator: torch.linspace(1, 0.1, k, dtype=torch.float64)
-    * (torch.arange(k) < (2 * k + 2) // 3),
+    "rank deficient": lambda k, aspect, generator: (
+        torch.linspace(1, 0.1, k, dtype=torch.float64) * (torch.arange(k) < (2 * k + 2) // 3)
+    ),
     "rank one": _mostly(1.0, 0.0),
     "zero": lambda k, aspect, generator: 0 * _ones(k),
     "huge": _scaled(1e30, "log-uniform 1e-3"),

@@ -45,7 +45,8 @@ class Verbs(Protocol):
 class TorchVerbs:
     """The verbs by torch's batched products, in the operands' dtype; on the CPU float32 and float64.
 
-    Results are symmetric up to rounding. A matrix of a batch comes out bit for bit as it would alone.
+    Results are symmetric up to rounding. The other matrices of a batch have no influence on a matrix; it comes out bit
+    for bit as it would alone if matrices follow each other at multiples of 64 bytes (MKL rounds by alignment).
     """
 
     def gram(self, x: Tensor) -> Tensor:

@@ -94,8 +94,8 @@ def adamw_(
         p = p + (-lr / (1 - beta1^step) * m) / (sqrt(v) / sqrt(1 - beta2^step) + eps)
 
     float64 parameters are stepped in float64, all others in float32; each result is rounded once, to nearest even, to
-    its tensor's dtype.  `step` counts from 1; one number, or one per tensor.  `grad_scale` and `found_inf` are one-element tensors as in torch.amp;
-    nothing changes when `found_inf` is not zero.
+    its tensor's dtype.  `step` counts from 1: one number, or one per tensor.  `grad_scale` and `found_inf` are
+    one-element tensors as in torch.amp; nothing changes when `found_inf` is not zero.
     """
     lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
     if max_exp_avg_sqs is not None:

@@ -1,170 +1,69 @@
-"""What nvcc makes of the CUDA engine, on a machine without a GPU: registers, memory accesses, rounding, size.
-
-The kernels are bound by memory bandwidth, so what matters is that enough bytes are in flight (occupancy, 16-byte
-accesses) and that no byte is moved twice (no spills). The numbers are read from the compiler's own output.
-"""
+"""What nvcc makes of the CUDA engine, on a machine without a GPU: registers, memory accesses, rounding, size."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import os
+import dataclasses
 import re
-import resource
-import shutil
-import subprocess
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
+from steepest.conformance.aot import cuda
 
-ROOT = Path(__file__).resolve().parents[2]
-CSRC = ROOT / "csrc"
 ARCHITECTURES = ("80", "90", "100", "120")
-TYPES = {
-    "fff": ("f32", "f32", "f32"),
-    "NS_8bfloat16ES3_S3_": ("bf16", "bf16", "bf16"),
-    "NS_7float16ES3_S3_": ("f16", "f16", "f16"),
-    "NS_8bfloat16ES3_f": ("bf16", "bf16", "f32"),
-    "NS_7float16ES3_f": ("f16", "f16", "f32"),
-}
-BLOCK = 256  # threads
-REGISTERS_PER_SM = 65536
 ARGUMENT_BYTES = 32764  # limit on kernel arguments since CUDA 12.1, sm_70 and later
 
-
-def find_nvcc() -> str | None:
-    return os.environ.get("CUDACXX") or shutil.which("nvcc")
-
-
-def find_cuobjdump() -> str | None:
-    """From the CUDA toolkit or from the triton wheel; triton itself is not imported."""
-    triton = importlib.util.find_spec("triton")
-    packages = triton.submodule_search_locations if triton else []
-    folders = [os.environ.get("PATH", ""), *(f"{package}/backends/nvidia/bin" for package in packages)]
-    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
-
-
-pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc: set CUDACXX or put it on PATH")
-
-
-def cmake_list(name: str) -> list[str]:
-    """A list of flags as CMakeLists.txt sets it."""
-    found = re.search(rf"^set\({name} ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
-    assert found, f"CMakeLists.txt does not set {name}"
-    return found[1].split()
-
-
-def run(*command) -> subprocess.CompletedProcess:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def nvcc(*options) -> str:
-    includes = [f"-I{CSRC}", f"-I{CSRC}/include"]
-    done = run(find_nvcc(), "-std=c++17", "-O3", *cmake_list("cuda_numerics"), *includes, *options)
-    return done.stdout + done.stderr
-
-
-@dataclass
-class Kernel:
-    registers: int
-    stack: int
-    spills: int
-    code: list[tuple[int, str]] = field(default_factory=list)  # (address, instruction)
-
-
-def kernel_name(mangled: str) -> tuple[tuple[str, str, str], bool]:
-    """Types of parameter, gradient and state, and whether it is the AMSGrad variant."""
-    found = re.search(r"adamw_kernelI(?:I?)(.+?)Lb([01])E", mangled)
-    return TYPES[found[1]], found[2] == "1"
-
-
-def read_resources(log: str) -> dict:
-    """{architecture: {kernel name: Kernel}} from the output of `ptxas -v`."""
-    kernels: dict = {}
-    pattern = (
-        r"Compiling entry function '(\S*adamw_kernel\S*)' for 'sm_(\d+)'.*?"
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
-    )
-    for name, architecture, stack, stores, loads, registers in re.findall(pattern, log, re.DOTALL):
-        kernel = Kernel(int(registers), int(stack), int(stores) + int(loads))
-        kernels.setdefault(architecture, {})[kernel_name(name)] = kernel
-    return kernels
-
-
-@dataclass
-class Build:
-    object_file: Path
-    cpu_seconds: float
-    kernels: dict
+pytestmark = pytest.mark.skipif(cuda.find_nvcc() is None, reason="no nvcc: set CUDACXX or put it on PATH")
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory) -> Build:
+def build(tmp_path_factory) -> cuda.Build:
     """cuda.cu for all architectures, as the library is built."""
-    target = tmp_path_factory.mktemp("cuda_aot") / "cuda.o"
-    real = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES[:-1]]
-    last = f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=[sm_{ARCHITECTURES[-1]},compute_{ARCHITECTURES[-1]}]"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    log = nvcc("-Xptxas=-v", "-Xcompiler=-fPIC", *real, last, "-c", CSRC / "engine" / "cuda.cu", "-o", target)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Build(target, seconds, read_resources(log))
+    return cuda.compile_engine(tmp_path_factory.mktemp("cuda_aot"), ARCHITECTURES)
 
 
 @pytest.fixture(scope="session")
 def machine_code(build) -> dict:
-    tool = find_cuobjdump()
-    if tool is None:
+    if cuda.find_cuobjdump() is None:
         pytest.skip("no cuobjdump: install the CUDA toolkit's or the triton wheel")
-    for architecture in ARCHITECTURES:
-        text = run(tool, "-sass", "-arch", f"sm_{architecture}", build.object_file).stdout
-        for function in text.split("Function : ")[1:]:
-            code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(\S.*?)\s*;", function)
-            kernel = build.kernels[architecture][kernel_name(function.split()[0])]
-            kernel.code = [(int(address, 16), instruction) for address, instruction in code]
+    cuda.disassemble(build)
     return build.kernels
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_registers_and_spills(build, architecture):
     kernels = build.kernels[architecture]
-    assert set(kernels) == {(types, amsgrad) for types in TYPES.values() for amsgrad in (False, True)}
-    for (types, amsgrad), kernel in kernels.items():
-        # Blocks per SM: 4 x 256 threads have 64 KiB of loads in flight (4 roles of 16 bytes each), where an H200 needs
-        # 4.8 TB/s x 0.8 us / 132 SMs = 29 KiB; with AMSGrad 3 x 256 threads and 5 roles make 60 KiB.
-        blocks = 3 if amsgrad else 4
-        assert kernel.registers <= REGISTERS_PER_SM // (blocks * BLOCK) // 8 * 8, (types, amsgrad, kernel.registers)
-        assert (kernel.stack, kernel.spills) == (0, 0), (types, amsgrad)
-
-
-def loop_around(code: list[tuple[int, str]], first: int, last: int) -> bool:
-    """Whether a backward branch encloses addresses first..last."""
-    jumps = [(address, re.search(r"\bBRA\b.*0x([0-9a-f]+)", instruction)) for address, instruction in code]
-    return any(jump and int(jump[1], 16) <= first and address >= last for address, jump in jumps)
+    assert set(kernels) == {(types, amsgrad) for types in cuda.TYPES.values() for amsgrad in (False, True)}
+    assert [cuda.resource_faults(name, kernel) for name, kernel in kernels.items()] == [[]] * len(kernels)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_main_loop_moves_16_bytes_at_a_time(machine_code, architecture):
-    width = {"f32": 4, "bf16": 2, "f16": 2}
-    for ((p, g, s), amsgrad), kernel in machine_code[architecture].items():
-        loads = [at for at, instruction in kernel.code if re.search(r"\bLDG\.E\S*\.128", instruction)]
-        stores = [at for at, instruction in kernel.code if re.search(r"\bSTG\.E\S*\.128", instruction)]
-        # A thread steps as many elements as 16 bytes of parameters hold: one access of them, two of a float32 state
-        # beside them.
-        words = width[s] // width[p]
-        states = 3 if amsgrad else 2
-        assert (len(loads), len(stores)) == (1 + width[g] // width[p] + states * words, 1 + states * words), (p, g, s)
-        assert loop_around(kernel.code, min(loads), max(stores)), (p, g, s, amsgrad)
-        assert max(loads) < min(stores), (p, g, s, amsgrad)
+    kernels = machine_code[architecture]
+    assert [cuda.access_faults(name, kernel) for name, kernel in kernels.items()] == [[]] * len(kernels)
+
+
+def test_faults_are_found(machine_code):
+    """Negative controls on a real kernel's code."""
+    name = cuda.TYPES["fff"], False
+    good = machine_code["90"][name]
+    narrow = [(at, text.replace(".128", ".64", 1) if "LDG" in text else text) for at, text in good.code]
+    straight = [(at, text) for at, text in good.code if "BRA" not in text]
+    loads, stores = good.accesses("LDG"), good.accesses("STG")
+    moved = [(max(stores) + 1 if at == loads[0] else at, text) for at, text in good.code]
+    for code, fault in ((narrow, "0 loads"), (straight, "no loop"), (moved, "waits for a store")):
+        found = cuda.access_faults(name, dataclasses.replace(good, code=code))
+        assert any(fault in text for text in found), (fault, found)
+    assert "72 registers; 4 blocks per SM have 64" in cuda.resource_faults(
+        name, dataclasses.replace(good, registers=72)
+    )
+    assert cuda.resource_faults((name[0], True), dataclasses.replace(good, registers=72)) == []
+    assert "8 bytes spilled" in cuda.resource_faults(name, dataclasses.replace(good, spills=8))[0]
 
 
 @pytest.fixture(scope="session")
 def ptx(tmp_path_factory) -> str:
     target = tmp_path_factory.mktemp("cuda_ptx") / "cuda.ptx"
-    nvcc("-ptx", "-arch=compute_80", CSRC / "engine" / "cuda.cu", "-o", target)
+    cuda.nvcc("-ptx", "-arch=compute_80", cuda.CSRC / "engine" / "cuda.cu", "-o", target)
     return target.read_text()
 
 
@@ -225,9 +124,9 @@ def test_clean_error_without_a_driver(build, tmp_path):
         """
     )
     executable = tmp_path / "program"
-    sources = [program, CSRC / "engine" / "status.cpp", build.object_file]
-    nvcc("-cudart=static", *sources, "-o", executable)
-    status, unchanged, message = run(executable).stdout.split(" ", 2)
+    sources = [program, cuda.CSRC / "engine" / "status.cpp", build.object_file]
+    cuda.nvcc("-cudart=static", *sources, "-o", executable)
+    status, unchanged, message = cuda.run(executable).stdout.split(" ", 2)
     assert (int(status), int(unchanged)) == (4, 1)
     assert message.startswith("steepest_adamw_step: device 0 cannot be used: "), message
     assert "driver" in message or "no CUDA-capable device" in message, message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 
@@ -13,6 +14,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 leaves nothing to compile", allow_module_level=True)
 
+from steepest.conformance.aot.triton import EXPECTATIONS, faults
 from steepest.kernels import adamw, aot, symmetric
 
 # Of every dtype and tile the variant that needs most registers; the slow test takes all.
@@ -21,9 +23,6 @@ CORE = (
     r"|float16 128.* aligned rows \+ C|bfloat16 128.* aligned columns|float16 64.* aligned rows \+ C"
     r"|bfloat16 .* unaligned rows \+ C|float32 ieee .* rows \+ C|float32 tf32x3 .* aligned rows \+ C"
 )
-TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "sm_120": "HMMA"}
-# Largest shared memory of a block, CUDA C++ Programming Guide, technical specifications per compute capability.
-SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
 
 
 def all_variants():
@@ -35,48 +34,48 @@ def rows():
     return aot.report(variants=[variant for variant in all_variants() if re.fullmatch(CORE, variant.name)])
 
 
-def assert_fits(row):
-    assert (row.stack, row.spills) == (0, 0), row
-    assert row.shared <= SHARED_LIMIT[row.arch], row
-
-
-def test_nothing_spills(rows):
+def test_nothing_spills_and_vectors_and_tensor_cores_are_used(rows):
     assert {row.arch for row in rows} == set(aot.ARCHS)
-    for row in rows:
-        assert_fits(row)
+    assert {row.kernel for row in rows} == set(EXPECTATIONS)
+    assert [(row, faults(row)) for row in rows if faults(row)] == []
 
 
 @pytest.mark.slow
-def test_nothing_spills_in_any_variant():
+def test_no_variant_has_faults():
     rows = aot.report()
     assert len(rows) == len(aot.ARCHS) * len(all_variants())
-    for row in rows:
-        assert_fits(row)
+    assert [(row, faults(row)) for row in rows if faults(row)] == []
 
 
-def test_adamw_loads_sixteen_bytes_where_addresses_allow_and_only_there(rows):
-    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
-    checked = [row for row in rows if row.kernel == "adamw_kernel"]
-    assert len(checked) == 7 * len(aot.ARCHS)
-    for row in checked:
-        param, grad, state, alignment, *amsgrad = row.variant.split()
-        bytes_per_tile = adamw.TILE * (sizes[param] + sizes[grad] + (2 + len(amsgrad)) * sizes[state])
-        wide = bytes_per_tile // (16 * 32 * adamw.WARPS) if alignment == "aligned" else 0
-        assert row.wide_loads == wide, row
+GOOD = [
+    aot.Row("adamw_kernel", "bfloat16 bfloat16 float32 aligned", "sm_90", 76, 0, 0, 4096, 16, 6, ""),
+    aot.Row("symmetric_kernel", "float16 128x128x64 aligned rows", "sm_100", 210, 0, 0, 98320, 16, 32, "UTCHMMA"),
+    aot.Row("symmetric_kernel", "float32 ieee 64x64x32 aligned rows", "sm_120", 73, 0, 0, 32768, 16, 12, ""),
+    aot.Row("symmetric_kernel", "float32 tf32 64x64x32 aligned columns", "sm_90", 115, 0, 0, 49152, 4, 0, "HGMMA"),
+]
+BAD = [
+    (0, {"spills": 2}, "spill"),
+    (0, {"stack": 8}, "stack"),
+    (0, {"wide_loads": 4}, "4 loads of 16 bytes, expected 6"),
+    (0, {"variant": "bfloat16 bfloat16 float32 unaligned"}, "6 loads of 16 bytes, expected 0"),
+    (1, {"tensor_core": "HMMA"}, "tensor-core class HMMA, expected UTCHMMA"),
+    (1, {"tensor_core": ""}, "tensor-core class none"),
+    (1, {"widest_load": 8}, "widest load 8 bytes"),
+    (1, {"shared": 240_000}, "bytes of shared memory"),
+    (2, {"tensor_core": "HMMA"}, "expected none"),
+    (3, {"variant": "float32 tf32 64x64x32 aligned rows"}, "widest load 4 bytes"),
+    (3, {"arch": "sm_80", "tensor_core": "HMMA"}, "widest load 4 bytes"),
+]
 
 
-def test_products_of_16_bit_matrices_use_the_tensor_cores_of_each_architecture(rows):
-    checked = [row for row in rows if row.kernel == "symmetric_kernel"]
-    assert checked
-    for row in checked:
-        if "ieee" in row.variant:
-            assert row.tensor_core == "", row  # float32 units: tensor cores would round the operands
-        elif "unaligned" in row.variant:
-            assert row.tensor_core, row  # a small tile, for which Hopper and Blackwell take HMMA
-        else:
-            assert row.tensor_core == TENSOR_CORE[row.arch], row
-        if " aligned" in row.variant:
-            assert row.widest_load == 16, row
+def test_good_code_has_no_faults():
+    assert [faults(row) for row in GOOD] == [[]] * len(GOOD)
+
+
+@pytest.mark.parametrize("row, change, fault", BAD)
+def test_faults_are_found(row, change, fault):
+    found = faults(dataclasses.replace(GOOD[row], **change))
+    assert len(found) == 1 and fault in found[0]
 
 
 @pytest.mark.parametrize("arch", aot.ARCHS)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import steepest.__main__ as command_line
-from steepest.conformance import validate
+from steepest.conformance import Figure, records, validate
 from steepest.conformance.backends import interpreting
 from steepest.explain import explain
 from steepest.info import info
@@ -76,7 +76,7 @@ def test_cmake_dir_holds_the_package():
 
 def test_bench_without_a_checkout_says_where_the_benchmarks_are(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["steepest.info"], "checkout", lambda: None)  # steepest.info is the function
-    assert command_line.bench([]) == 2
+    assert command_line.main(["bench"]) == 2
     assert "source tree" in capsys.readouterr().err
 
 
@@ -91,15 +91,14 @@ def test_validate_writes_a_table_and_a_report(tmp_path, capsys):
     table = capsys.readouterr().out
     assert "one step" in table and "same bits" in table and "2 ok, 0 FAIL" in table
     report = json.loads(file.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert report["schema"] == 1 and report["kind"] == "steepest-validate" and report["seed"] == 5
+    assert report["schema"] == 2 and report["kind"] == "steepest-validate" and report["seed"] == 5
     assert report["info"]["torch"] == torch.__version__ and report["totals"] == {"ok": 2}
     assert report["cases"]["adamw"]["one step"]["lr"] == 1e-3
-    result = report["results"][-1]
-    assert (result["op"], result["backend"], result["dtype"], result["status"]) == ("adamw", "cpu", "bfloat16", "ok")
-    figures = {figure["name"]: figure for figure in result["figures"]}
-    assert 0 < figures["params error/bound"]["value"] <= 1 and figures["bits"] == {
-        "name": "bits", "value": 0, "bound": 0, "unit": "elements", "note": "against the reference",
-    }  # fmt: skip
+    result = records.unpack(records.read(file))[-1]
+    assert (result.op, result.backend, result.dtype, result.status) == ("adamw", "cpu", "bfloat16", "ok")
+    figures = {figure.name: figure for figure in result.figures}
+    assert 0 < figures["params error/bound"].value <= 1
+    assert figures["bits"] == Figure("bits", 0, 0, "elements", "against the reference")
 
 
 def test_validate_prints_the_report_alone_to_stdout(capsys):
@@ -119,10 +118,19 @@ def test_validate_works_without_rich(monkeypatch, capsys):
 @pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 is set, so no worker process is needed")
 def test_interpreted_triton_runs_in_a_process_of_its_own(capsys):
     pytest.importorskip("triton")
-    arguments = ["--op", "adamw/(one step|tails)", "--dtype", "float32", "--backend", "triton-interpreted", "--json", "-"]
+    arguments = [
+        "--op",
+        "adamw/(one step|tails)",
+        "--dtype",
+        "float32",
+        "--backend",
+        "triton-interpreted",
+        "--json",
+        "-",
+    ]
     assert validate.main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["totals"] == {"ok": 2} and [r["case"] for r in report["results"]] == ["one step", "tails"]
+    assert report["totals"] == {"ok": 2} and [r.case for r in records.unpack(report)] == ["one step", "tails"]
 
 
 @pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 is set, so no worker process is needed")
@@ -161,6 +169,28 @@ def test_explain_adamw_counts_what_the_call_will_do():
     assert facts["bytes"].startswith(f"{28 * 224 + 14 * 7:,} in all")
     assert "float32" in facts["dtypes"] and "bfloat16" in facts["dtypes"]
     assert "adamw_" in str(explain(__import__("steepest").adamw_, params))
+
+
+def test_explain_polar_shows_plan_and_certificate():
+    from steepest.matrix.polar import plan
+
+    x = torch.zeros(64, 512)
+    facts = explain("polar", x, steps=6).facts
+    todo = plan(x.shape, steps=6)
+    assert facts["form"].startswith("gram: ") and facts["flops"] == f"{todo.flops:,}"
+    assert f"<= {todo.schedule.error:.3g} for singular values" in facts["certificate"]
+    assert facts["schedule"].startswith("polar-express, 6 steps") and len(facts["schedule"].splitlines()) == 7
+
+
+def test_explain_on_the_command_line(capsys):
+    assert command_line.main(["explain", "polar", "48x48", "--tol", "1e-3"]) == 0
+    assert "plain: " in capsys.readouterr().out
+    assert command_line.main(["explain", "adamw_", "5x4", "7", "--dtype", "float16"]) == 0
+    assert "2, 27 elements" in capsys.readouterr().out
+    assert command_line.main(["explain", "polar", "48x48", "--schedule", "best"]) == 2
+    assert "unknown schedule 'best'" in capsys.readouterr().err
+    assert command_line.main(["explain", "polar", "48"]) == 2
+    assert "at least 2 dimensions" in capsys.readouterr().err
 
 
 def test_explain_refuses_what_the_op_refuses():

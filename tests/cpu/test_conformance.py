@@ -107,7 +107,9 @@ def test_nonfinite_values_are_compared_by_kind_and_sign():
 def test_ulp_is_counted_in_the_stored_format_and_from_the_scale():
     x = torch.tensor([1.0 + 2**-23, 0.5])
     assert worst_ulp(x, tracked([1.0, 0.5]), 0.0) == 1
-    assert worst_ulp(torch.tensor([1e-3 + 2**-27]), tracked([float(torch.tensor(1e-3))]), 0.1) == pytest.approx(1, rel=1e-3)
+    assert worst_ulp(torch.tensor([1e-3 + 2**-27]), tracked([float(torch.tensor(1e-3))]), 0.1) == pytest.approx(
+        1, rel=1e-3
+    )
 
 
 def test_bits_tell_signed_zeros_apart_and_nan_payloads_not():

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from polar_rounding import CountingVerbs, rounding_bound, scaled_singular_values
 from steepest.conformance import zoo
-from steepest.matrix import verbs as verbs_module
-from steepest.matrix.polar import UNIT_ROUNDOFF, iterate, normalised, plan, polar
+from steepest.matrix.polar import iterate, normalised, plan, polar
 from steepest.matrix.verbs import TorchVerbs, full_float32
 from steepest.reference import polar as reference
 from steepest.reference import polar_svd
@@ -20,86 +20,21 @@ SCHEDULES = [named("polar-express", 5), named("polar-express", 8), named("keller
 SCHEDULES += [minimax(2, 1e-8, steps=9), minimax(2, 1e-6, degree=3, steps=4)]
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Most matrices here are small: a second thread would add nothing but waiting where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def ids(schedule):
     return f"{schedule.name}x{schedule.steps}"
 
 
 def relative(y, expected):
     return float((y.double() - expected).norm() / expected.norm())
-
-
-def scaled_singular_values(x):
-    """Of X / ((1 + margin)·‖X‖_F), zeros for a zero matrix."""
-    x = x.double() / x.double().abs().amax((-2, -1), keepdim=True).clamp(min=1e-300)
-    s = torch.linalg.svdvals(x)
-    return s / (s.norm(dim=-1, keepdim=True).clamp(min=1e-300) * (1 + NORM_MARGIN))
-
-
-class NoisyVerbs(TorchVerbs):
-    """Float64 verbs that err as verbs of unit roundoff u may: by up to 2u·(|A||B| and the like) in every element.
-
-    The standard model bounds the error of a sum of k products by k·u·|A||B|; roundings of either sign make it grow like
-    √k at most, and in practice, since the partial sums themselves grow like √j, to below 2u·|A||B|.
-    """
-
-    def __init__(self, u, seed=0):
-        self.u, self.generator = u, torch.Generator().manual_seed(seed)
-
-    def noisy(self, y, size):
-        return y + 2 * self.u * size * (2 * torch.rand(y.shape, generator=self.generator, dtype=F64) - 1)
-
-    def gram(self, x):
-        y = self.noisy(super().gram(x), x.abs() @ x.abs().mT)
-        return (y + y.mT) / 2
-
-    def symmetric_product(self, a, b, *, alpha=1.0, beta=0.0, c=None, diagonal=0.0):
-        size = abs(alpha) * (a.abs() @ b.abs()) + (0 if c is None else abs(beta) * c.abs())
-        y = super().symmetric_product(a, b, alpha=alpha, beta=beta, c=c, diagonal=diagonal)
-        return self.noisy(y, size)
-
-    def long_product(self, q, x):
-        return self.noisy(super().long_product(q, x), q.abs() @ x.abs())
-
-
-def rounding_bound(todo, x):
-    """Bound on ‖computed - exact‖_F for the rounding errors of one plan on one matrix x (m, n).
-
-    Running error analysis by experiment: eight float64 executions of the plan, each verb erring at random as it may in
-    the plan's precision and the input by its two roundings. Conditioning, restarts and amplification are then those of
-    this very input. Three times the largest deviation of the eight, which vary by far less than that (their norms sum
-    squares over many elements), plus the final rounding of the result.
-    """
-    u = UNIT_ROUNDOFF[todo.dtype]
-    clean = normalised(x[None], F64)
-    exact = iterate(clean, todo, TorchVerbs())
-    noisy = NoisyVerbs(u)
-    start = noisy.noisy(clean.expand(8, *x.shape).contiguous(), clean.abs())
-    deviation = (iterate(start, todo, noisy) - exact).norm(dim=(-2, -1)).max()
-    return 3 * deviation + u * exact.norm()
-
-
-class CountingVerbs(TorchVerbs):
-    """Counts calls, and rounds float16 operands' results as a device with a float32 accumulator does."""
-
-    def __init__(self):
-        self.calls = {"grams": 0, "symmetric_products": 0, "long_products": 0}
-
-    def _wide(self, name, function, *tensors, **options):
-        self.calls[name] += 1
-        dtype = tensors[0].dtype
-        if dtype is torch.float16:
-            options = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-            tensors = [t.float() for t in tensors]
-        return function(*tensors, **options).to(dtype)
-
-    def gram(self, x):
-        return self._wide("grams", super().gram, x)
-
-    def symmetric_product(self, a, b, **options):
-        return self._wide("symmetric_products", super().symmetric_product, a, b, **options)
-
-    def long_product(self, q, x):
-        return self._wide("long_products", super().long_product, q, x)
 
 
 # --- accuracy ---------------------------------------------------------------------------------------------------------
@@ -243,7 +178,7 @@ def test_no_rounding_of_the_norm_lets_a_singular_value_exceed_one():
     x = torch.rand(2048, 1, generator=torch.Generator().manual_seed(0)) @ torch.rand(1, 4096)
     y = normalised(x[None], torch.float32)
     sigma = y.double().norm().item()  # of rank one up to rounding
-    assert 1 / (1 + NORM_MARGIN) == pytest.approx(sigma, rel=4 * 2**-24)
+    assert sigma == pytest.approx(1 / (1 + NORM_MARGIN), rel=4 * 2**-24)
     assert sigma < named("polar-express", 5).largest_safe
 
 
@@ -268,26 +203,14 @@ def test_bad_matrices_do_not_disturb_their_neighbours():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_matrix_of_a_batch_comes_out_as_it_would_alone(threads):
     """Bit for bit where matrices follow each other at multiples of 64 bytes; else MKL rounds by their alignment."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        for shape in [
-            (3, 4, 8, 12),
-            (2, 32, 132),
-            (2, 132, 32),
-            (2, 600, 700),
-            (9, 16, 16),
-            (3, 4, 7, 9),
-            (2, 33, 131),
-        ]:
-            x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-            aligned = shape[-1] % 4 == shape[-2] % 4 == 0
-            for y, matrix in zip(polar(x).flatten(0, -3), x.flatten(0, -3)):
-                alone = polar(matrix)
-                bound = 0 if aligned else 2 * rounding_bound(plan(matrix.shape), matrix)
-                assert (y - alone).norm() <= bound, shape
-    finally:
-        torch.set_num_threads(before)
+    for shape in [(3, 4, 8, 12), (2, 32, 132), (2, 132, 32), (2, 600, 700), (9, 16, 16), (3, 4, 7, 9), (2, 33, 131)]:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        aligned = shape[-1] % 4 == shape[-2] % 4 == 0
+        for y, matrix in zip(polar(x).flatten(0, -3), x.flatten(0, -3)):
+            alone = polar(matrix)
+            bound = 0 if aligned else 2 * rounding_bound(plan(matrix.shape), matrix)
+            assert (y - alone).norm() <= bound, shape
 
 
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (3, 20, 50)])
@@ -409,11 +332,11 @@ def test_working_precision_and_backend_by_device():
         (torch.ones(3, 3, dtype=torch.bool), {}, TypeError, "got torch.bool"),
         (torch.ones(3, 3, dtype=torch.complex64), {}, TypeError, "got torch.complex64"),
         ([[1.0]], {}, TypeError, "x is a list"),
-        (torch.ones(3, 3), {"dtype": torch.int32}, TypeError, "dtype must be .* got torch.int32"),
+        (torch.ones(3, 3), {"dtype": torch.int32}, TypeError, r"dtype must be .* got torch.int32"),
         (torch.ones(3, 3), {"dtype": torch.float16}, ValueError, "the CPU works in float32 or float64"),
         (torch.ones(3, 3), {"schedule": "newton"}, ValueError, "unknown schedule 'newton'"),
         (torch.ones(3, 3), {"schedule": [1, 2, 3]}, TypeError, "schedule is a list"),
-        (torch.ones(3, 3), {"schedule": minimax(4, 1e-4, steps=3)}, ValueError, "must have p = 2, .* has p = 4"),
+        (torch.ones(3, 3), {"schedule": minimax(4, 1e-4, steps=3)}, ValueError, r"must have p = 2, .* has p = 4"),
         (torch.ones(3, 3), {"schedule": Schedule(((1.5, -0.5),), 2, 0.1, 0.5)}, ValueError, "must reach up to 1"),
         (torch.ones(3, 3), {"schedule": named("cans"), "tol": 0.1}, ValueError, "do not give it together"),
         (torch.ones(3, 3), {"schedule": "cans", "steps": 6}, ValueError, "asked for 6 steps, it defines 5"),
@@ -427,60 +350,3 @@ def test_working_precision_and_backend_by_device():
 def test_refuses(x, options, error, message):
     with pytest.raises(error, match=message):
         polar(x, **options)
-
-
-# --- verbs ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [1, 5, 191, 512, 531, 577])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_torch_verbs(n, dtype):
-    """Element by element within (k + 4)·u·Σ|terms|: k products summed in any order, two scalings and two sums.
-
-    The float64 expectation of a float64 result errs as much again.
-    """
-    generator = torch.Generator().manual_seed(n)
-    u = UNIT_ROUNDOFF[dtype] + UNIT_ROUNDOFF[F64]
-    x = torch.randn(2, n, n + 3, generator=generator, dtype=dtype)
-    table, wide = TorchVerbs(), x.double()
-    y = table.gram(x)
-    assert ((y - wide @ wide.mT).abs() <= (n + 7) * u * (wide.abs() @ wide.abs().mT)).all()
-    assert torch.equal(table.gram(x[0]), y[0])
-
-    a = (y + y.mT) / (2 * n)
-    b = a @ a
-    b = (b + b.mT) / 2
-    c = a - b
-    d, e = a.double(), b.double()
-    got = table.symmetric_product(a, b, alpha=-0.75, beta=2.5, c=c, diagonal=1.5)
-    eye = torch.eye(n, dtype=F64)
-    exact = -0.75 * (d @ e) + 2.5 * c.double() + 1.5 * eye
-    size = 0.75 * (d.abs() @ e.abs()) + 2.5 * c.double().abs() + 1.5 * eye
-    # b is a² rounded, within (n + 2)·u·|a||a|, so a b is symmetric, and mirroring it right, up to twice that times |a|.
-    asymmetry = 2 * 0.75 * (n + 2) * u * (d.abs() @ d.abs() @ d.abs())
-    assert ((got - exact).abs() <= (n + 4) * u * size + asymmetry).all()
-    q = table.long_product(a, x)
-    assert ((q - d @ wide).abs() <= n * u * (d.abs() @ wide.abs())).all()
-
-
-def test_torch_verbs_keep_the_memory_order_of_a_transposed_operand():
-    x = torch.randn(2, 40, 10).mT
-    assert TorchVerbs().long_product(torch.eye(10).expand(2, 10, 10), x).mT.is_contiguous()
-
-
-def test_torch_verbs_do_not_read_an_addend_that_is_not_given():
-    a = torch.eye(520)
-    assert torch.equal(TorchVerbs().symmetric_product(a, a, alpha=2.0), 2 * a)
-    with pytest.raises(ValueError, match="beta is 1.0, but c is None"):
-        TorchVerbs().symmetric_product(a, a, beta=1.0)
-
-
-def test_symmetric_fraction_is_the_area_of_the_panels():
-    for n in (10, 511, 512, 700, 4096):
-        ends = verbs_module.panel_ends(n, "cpu")
-        covered = torch.zeros(n, n, dtype=torch.bool)
-        for start, end in zip([0, *ends], ends):
-            covered[start:end, :end] = True
-        assert covered.tril().sum() == n * (n + 1) // 2
-        assert covered.double().mean().item() == pytest.approx(verbs_module.symmetric_fraction(n, "cpu"))
-    assert verbs_module.symmetric_fraction(511, "cpu") == verbs_module.symmetric_fraction(4096, "cuda") == 1

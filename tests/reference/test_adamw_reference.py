@@ -12,7 +12,7 @@ from steepest.conformance.bounds import Tracked
 from steepest.reference import adamw_
 from steepest.reference.adamw import element, scalars, square_root
 
-HYPER = dict(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+HYPER = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 
 
 def state(shape, dtype, amsgrad=False):
@@ -41,10 +41,10 @@ def paper_step(p, g, m, v, step, lr, betas, eps, weight_decay):
 
 def exact_scalars(step, lr, betas, eps, weight_decay):
     lr, b1, b2, eps, decay = map(Decimal, (lr, *betas, eps, weight_decay))
-    return dict(
-        decay=1 - lr * decay, lerp=1 - b1, beta2=b2, beta2_rest=1 - b2, bias2_sqrt=(1 - b2**step).sqrt(),
-        negative_step_size=-lr / (1 - b1**step), eps=eps,
-    )  # fmt: skip
+    return {
+        "decay": 1 - lr * decay, "lerp": 1 - b1, "beta2": b2, "beta2_rest": 1 - b2, "bias2_sqrt": (1 - b2**step).sqrt(),
+        "negative_step_size": -lr / (1 - b1**step), "eps": eps,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("step", [1, 2, 1000, 10**9])
@@ -62,7 +62,9 @@ def test_one_step_is_the_papers(step, betas):
     p, g, m, v = state((20,), torch.float64)
     tracked = type(ours)(
         **{
-            name: Tracked(*(torch.tensor(float(x), dtype=torch.float64) for x in (value, deviation[name])), torch.float64)
+            name: Tracked(
+                *(torch.tensor(float(x), dtype=torch.float64) for x in (value, deviation[name])), torch.float64
+            )
             for name, value in vars(ours).items()
         }
     )
@@ -88,7 +90,7 @@ def test_twenty_steps_in_float64_are_torchs(amsgrad, maximize):
     for k, g in enumerate(grads):
         theirs.grad = g.clone()
         optimizer.step()
-        options = dict(max_exp_avg_sqs=[vmax]) if amsgrad else {}
+        options = {"max_exp_avg_sqs": [vmax]} if amsgrad else {}
         adamw_([ours], [g], [m], [v], step=k + 1, maximize=maximize, **options, **HYPER)
     signed = [-g if maximize else g for g in grads]
     zero = torch.zeros_like(p)
@@ -132,7 +134,7 @@ def test_square_root_is_correctly_rounded_where_torchs_is_not():
 def test_16_bit_tensors_are_stepped_in_float32_and_rounded_once(dtype):
     lists = state((1000,), dtype)
     wide = [x.float() for x in lists]
-    for (p, g, m, v) in (lists, wide):
+    for p, g, m, v in (lists, wide):
         adamw_([p], [g], [m], [v], step=3, **HYPER)
     for narrow, full in zip(lists, wide):
         assert torch.equal(narrow, full.to(dtype))
@@ -167,6 +169,6 @@ def test_amsgrad_keeps_the_maximum_and_nan():
 
 
 def test_lists_of_different_length_are_refused():
-    p, g, m, v = state((3,), torch.float32)
+    p, g, _m, v = state((3,), torch.float32)
     with pytest.raises(ValueError, match="adamw_: exp_avgs has 0 tensors, params has 1"):
         adamw_([p], [g], [], [v], step=1, **HYPER)

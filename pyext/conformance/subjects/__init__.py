@@ -38,7 +38,7 @@ class Library:
     summary: str
 
     def missing(self) -> str:
-        """"" when it can be imported, else what to do."""
+        """ "" when it can be imported, else what to do."""
         if importlib.util.find_spec(self.package) is not None:
             return ""
         return f"{self.name} is not installed: pip install {self.pip}"

@@ -35,8 +35,9 @@ class TorchAdamW(AdamWAdapter):
         return tuple(state[name] for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if name in state)
 
     def scale(self, grad_scale, found_inf):
-        # GradScaler.step sets these two attributes.
-        self.optimizer.grad_scale, self.optimizer.found_inf = grad_scale, found_inf
+        # GradScaler.step sets these two attributes, to tensors without dimensions.
+        self.optimizer.grad_scale = None if grad_scale is None else grad_scale.reshape(())
+        self.optimizer.found_inf = None if found_inf is None else found_inf.reshape(())
 
 
 class TorchMuon(PolarAdapter):
@@ -83,7 +84,5 @@ def implementations() -> list[Subject]:
         for nesterov in (True, False):
             name = "torch Muon" if nesterov else "torch Muon, nesterov=False"
             call = f"torch.optim.Muon(nesterov={nesterov}): its Newton–Schulz, in bfloat16"
-            subjects.append(
-                Subject(f"{name}{at}", TorchMuon(nesterov), device, op="polar", arithmetic=muon, note=call)
-            )
+            subjects.append(Subject(f"{name}{at}", TorchMuon(nesterov), device, op="polar", arithmetic=muon, note=call))
     return subjects

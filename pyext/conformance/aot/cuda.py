@@ -1,0 +1,181 @@
+"""What nvcc makes of the CUDA engine, on a machine without a GPU, and what is wanted of it.
+
+The kernels are bound by memory bandwidth, so what matters is that enough bytes are in flight (occupancy, 16-byte
+accesses) and that no byte is moved twice (no spills).  The numbers are read from the compiler's own output.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+CSRC = ROOT / "csrc"
+TYPES = {
+    "fff": ("float32", "float32", "float32"),
+    "NS_8bfloat16ES3_S3_": ("bfloat16", "bfloat16", "bfloat16"),
+    "NS_7float16ES3_S3_": ("float16", "float16", "float16"),
+    "NS_8bfloat16ES3_f": ("bfloat16", "bfloat16", "float32"),
+    "NS_7float16ES3_f": ("float16", "float16", "float32"),
+}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Largest shared memory of a block in KiB, CUDA C++ Programming Guide, technical specifications per compute capability.
+SHARED_KIB = {
+    "sm_80": 163, "sm_86": 99, "sm_87": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_120": 99,
+    "sm_121": 99,
+}  # fmt: skip
+BLOCK = 256  # threads
+REGISTERS_PER_SM = 65536
+WIDE = r"\b%s\.E\S*\.128"
+
+Name = tuple[tuple[str, str, str], bool]  # types of parameter, gradient and state; whether AMSGrad
+
+
+@dataclass
+class Kernel:
+    registers: int
+    stack: int
+    spills: int  # bytes
+    shared: int
+    code: list[tuple[int, str]] = field(default_factory=list)  # (address, instruction), once it was disassembled
+
+    def accesses(self, instruction: str) -> list[int]:
+        """Addresses of the accesses ("LDG" or "STG") of 16 bytes per thread."""
+        return [at for at, text in self.code if re.search(WIDE % instruction, text)]
+
+
+@dataclass
+class Build:
+    object_file: Path
+    cpu_seconds: float
+    kernels: dict[str, dict[Name, Kernel]]  # by architecture, "90"
+
+
+def find_nvcc() -> str | None:
+    return os.environ.get("CUDACXX") or shutil.which("nvcc")
+
+
+def find_cuobjdump() -> str | None:
+    """From the CUDA toolkit or from the triton wheel; triton itself is not imported."""
+    triton = importlib.util.find_spec("triton")
+    packages = triton.submodule_search_locations if triton else []
+    folders = [os.environ.get("PATH", ""), *(f"{package}/backends/nvidia/bin" for package in packages)]
+    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
+
+
+def missing() -> str:
+    """Why the CUDA source cannot be examined here; "" when it can."""
+    if not (CSRC / "engine" / "cuda.cu").exists():
+        return "the CUDA source is in the source tree, not in the installed package"
+    if find_nvcc() is None:
+        return "no nvcc: set CUDACXX or put it on PATH"
+    return "" if find_cuobjdump() else "no cuobjdump: install the CUDA toolkit's or the triton wheel"
+
+
+def cmake_list(name: str) -> list[str]:
+    """A list of flags as CMakeLists.txt sets it."""
+    found = re.search(rf"^set\({name} ([^)]*)\)", (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE)
+    if not found:
+        raise LookupError(f"CMakeLists.txt does not set {name}")
+    return found[1].split()
+
+
+def run(*command) -> subprocess.CompletedProcess:
+    """Raises RuntimeError with what the command said when it fails."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed with status {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done
+
+
+def nvcc(*options) -> str:
+    """Compiles as the library is compiled; returns what the compiler says."""
+    includes = [f"-I{CSRC}", f"-I{CSRC}/include"]
+    done = run(find_nvcc(), "-std=c++17", "-O3", *cmake_list("cuda_numerics"), *includes, *options)
+    return done.stdout + done.stderr
+
+
+def compile_engine(folder: Path, architectures: Sequence[str]) -> Build:
+    """cuda.cu for all `architectures`, as the library is built, with PTX of the last."""
+    target = folder / "cuda.o"
+    *real, last = architectures
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in real]
+    codes.append(f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    log = nvcc("-Xptxas=-v", "-Xcompiler=-fPIC", *codes, "-c", CSRC / "engine" / "cuda.cu", "-o", target)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Build(target, seconds, read_resources(log))
+
+
+def kernel_name(mangled: str) -> Name:
+    found = re.search(r"adamw_kernelI(?:I?)(.+?)Lb([01])E", mangled)
+    return TYPES[found[1]], found[2] == "1"
+
+
+def read_resources(log: str) -> dict[str, dict[Name, Kernel]]:
+    """From the output of `ptxas -v`."""
+    kernels: dict[str, dict[Name, Kernel]] = {}
+    pattern = (
+        r"Compiling entry function '(\S*adamw_kernel\S*)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, "
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
+    )
+    for name, architecture, stack, stores, loads, registers, rest in re.findall(pattern, log, re.DOTALL):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        kernel = Kernel(int(registers), int(stack), int(stores) + int(loads), int(shared[1]) if shared else 0)
+        kernels.setdefault(architecture, {})[kernel_name(name)] = kernel
+    return kernels
+
+
+def disassemble(build: Build) -> None:
+    """Fills in the kernels' code."""
+    for architecture, kernels in build.kernels.items():
+        text = run(find_cuobjdump(), "-sass", "-arch", f"sm_{architecture}", build.object_file).stdout
+        for function in text.split("Function : ")[1:]:
+            code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(\S.*?)\s*;", function)
+            kernels[kernel_name(function.split()[0])].code = [(int(at, 16), instruction) for at, instruction in code]
+
+
+def loop_around(code: list[tuple[int, str]], first: int, last: int) -> bool:
+    """Whether a backward branch encloses addresses first..last."""
+    jumps = [(address, re.search(r"\bBRA\b.*0x([0-9a-f]+)", instruction)) for address, instruction in code]
+    return any(jump and int(jump[1], 16) <= first and address >= last for address, jump in jumps)
+
+
+def resource_faults(name: Name, kernel: Kernel) -> list[str]:
+    """Spills, or more registers than the occupancy that the bandwidth needs allows."""
+    # Blocks per SM: 4 x 256 threads have 64 KiB of loads in flight (4 roles of 16 bytes each), where an H200 needs
+    # 4.8 TB/s x 0.8 us / 132 SMs = 29 KiB; with AMSGrad 3 x 256 threads and 5 roles make 60 KiB.
+    blocks = 3 if name[1] else 4
+    limit = REGISTERS_PER_SM // (blocks * BLOCK) // 8 * 8
+    faults = []
+    if kernel.registers > limit:
+        faults.append(f"{kernel.registers} registers; {blocks} blocks per SM have {limit}")
+    if kernel.stack or kernel.spills:
+        faults.append(f"{kernel.stack} bytes of stack, {kernel.spills} bytes spilled")
+    return faults
+
+
+def access_faults(name: Name, kernel: Kernel) -> list[str]:
+    """The main loop must move 16 bytes at a time, and have all loads on their way before the first store."""
+    (param, grad, state), amsgrad = name
+    # A thread steps as many elements as 16 bytes of parameters hold: one access of them, two of a float32 state
+    # beside them.
+    states = (3 if amsgrad else 2) * BYTES[state] // BYTES[param]
+    wanted = (1 + BYTES[grad] // BYTES[param] + states, 1 + states)
+    loads, stores = kernel.accesses("LDG"), kernel.accesses("STG")
+    if (len(loads), len(stores)) != wanted:
+        return [f"{len(loads)} loads and {len(stores)} stores of 16 bytes, expected {wanted[0]} and {wanted[1]}"]
+    faults = []
+    if not loop_around(kernel.code, min(loads), max(stores)):
+        faults.append("no loop around the accesses of 16 bytes")
+    if max(loads) > min(stores):
+        faults.append("a load waits for a store")
+    return faults

@@ -1,0 +1,27 @@
+"""bitsandbytes on the CPU: AdamW with its default 32-bit states."""
+
+from __future__ import annotations
+
+import bitsandbytes
+
+from steepest.conformance.subjects.base import AdamWAdapter, Subject, float32
+
+
+class BitsAndBytesAdamW(AdamWAdapter):
+    amsgrad = True
+    state_dtype = staticmethod(float32)
+
+    def build(self, parameters, **hyper):
+        return bitsandbytes.optim.AdamW(parameters, **hyper)
+
+    def give(self, parameter, done, m, v, vmax):
+        self.optimizer.state[parameter] = {"step": done, "state1": m, "state2": v}
+
+    def take(self, parameter):
+        state = self.optimizer.state[parameter]
+        return state["state1"], state["state2"]
+
+
+def implementations() -> list[Subject]:
+    note = "bitsandbytes.optim.AdamW(optim_bits=32)"
+    return [Subject("bitsandbytes AdamW", BitsAndBytesAdamW(), op="adamw", arithmetic=float32, note=note)]
