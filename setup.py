@@ -25,7 +25,12 @@ class CMakeBuild(build_ext):
         build = Path(os.environ.get("STEEPEST_BUILD_DIR", self.build_temp)).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
-            "cmake", "-S", str(ROOT), "-B", str(build), "-DSTEEPEST_PYTHON=ON",
+            "cmake",
+            "-S",
+            str(ROOT),
+            "-B",
+            str(build),
+            "-DSTEEPEST_PYTHON=ON",
             f"-DPython_EXECUTABLE={sys.executable}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
@@ -37,10 +42,9 @@ class CMakeBuild(build_ext):
 
 
 packages = {"steepest": "pyext", "steepest.kernels": "kernels"}
-packages |= {
-    f"steepest.{init.parent.relative_to(ROOT / 'pyext').as_posix().replace('/', '.')}": str(init.parent.relative_to(ROOT))
-    for init in sorted((ROOT / "pyext").glob("*/**/__init__.py"))
-}
+for init in sorted((ROOT / "pyext").glob("*/**/__init__.py")):
+    inner = init.parent.relative_to(ROOT / "pyext")
+    packages[".".join(["steepest", *inner.parts])] = str(init.parent.relative_to(ROOT))
 
 setup(
     version=VERSION,

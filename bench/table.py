@@ -1,8 +1,8 @@
-"""Keeps benchmark results and renders README's tables from them.
+"""Keeps benchmark results and renders README's generated parts from them.
 
-    python bench/table.py save out/bench.json     compact a pytest-benchmark file into bench/results/<machine>/
-    python bench/table.py write                   rewrite the generated parts of README.md from the newest result
-    python bench/table.py check                   exit with 1 if README.md is stale
+python bench/table.py save FILE [FOLDER]   compact a pytest-benchmark file into FOLDER/<machine>/ (bench/results)
+python bench/table.py write                redraw bench/results/plots, then rewrite README.md from the newest result
+python bench/table.py check                exit with 1 if README.md or a plot is stale
 """
 
 from __future__ import annotations
@@ -10,72 +10,184 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+PLOTS = RESULTS / "plots"
 README = ROOT / "README.md"
+SCHEMA, KIND = 2, "steepest-bench"
 
 
-def save(source: Path) -> Path:
-    """The figures that a claim needs (command, machine, commit, medians, spread), without the raw timings."""
-    raw = json.loads(source.read_text())
+def compact(raw: dict) -> dict:
+    """What claims, tables, plots and comparisons need of a pytest-benchmark file, every time by round.
+
+    Schema 2: command, scale, date, commit, machine as in `steepest.info()`, measured rates, and per benchmark its name,
+    `rounds_ms` and `figures`, which are those of bench/racing.py.
+    """
     machine = raw["machine_info"]
-    info = machine["steepest"]
-    rows = []
-    for entry in raw["benchmarks"]:
-        stats = entry["stats"]
-        spread = {key: stats[key] * 1e3 for key in ("min", "median", "q1", "q3")}
-        rows.append({"name": entry["name"], "rounds": stats["rounds"], "ms": spread, "figures": entry["extra_info"]})
+    rows = [
+        {"name": b["name"], "rounds_ms": [t * 1e3 for t in b["stats"]["data"]], "figures": b["extra_info"]}
+        for b in raw["benchmarks"]
+        if b["extra_info"]  # a run that was interrupted leaves its last benchmark without figures
+    ]
+    quick = " --quick" if machine["scale"] == "quick" else ""
     content = {
-        "schema": 1,
-        "command": "make bench && python bench/table.py save out/bench.json",
+        "schema": SCHEMA,
+        "kind": KIND,
+        "command": f"python -m steepest bench{quick} --json FILE && python bench/table.py save FILE",
+        "scale": machine["scale"],
+        "device": machine["device"],
         "date": raw["datetime"][:10],
-        "commit": info.get("commit"),
-        "machine": info,
+        "commit": machine["steepest"].get("commit"),
+        "machine": machine["steepest"],
         "copy_GB_per_s": machine["copy_GB_per_s"],
         "matmul_GFLOP_per_s": machine["matmul_GFLOP_per_s"],
         "benchmarks": rows,
     }
-    name = re.sub(r"[^a-z0-9]+", "-", f"{info['cpu']['model']} {info['cpu']['usable_cores']} cores".lower()).strip("-")
-    target = RESULTS / name / f"{content['date']}-{(info.get('commit') or 'unknown')[:12]}.json"
+    return short(content)
+
+
+def short(value):
+    """The same with five significant digits: ten times smaller than the spread of any time."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: short(entry) for key, entry in value.items()}
+    return [short(entry) for entry in value] if isinstance(value, list) else value
+
+
+def read(path: Path) -> dict:
+    """A compact result, from a file of this format or of pytest-benchmark's.  ValueError for anything else."""
+    content = json.loads(path.read_text())
+    if "machine_info" in content:
+        if "scale" not in content["machine_info"]:
+            raise ValueError(f"{path} was written by pytest-benchmark, but not from this bench/")
+        return compact(content)
+    if content.get("kind") != KIND or content.get("schema") != SCHEMA:
+        found = f"kind {content.get('kind')!r}, schema {content.get('schema')!r}"
+        raise ValueError(f"{path} has {found}, expected kind {KIND!r}, schema {SCHEMA}")
+    return content
+
+
+def text(content: dict) -> str:
+    """JSON with one line per benchmark."""
+    head = json.dumps({key: value for key, value in content.items() if key != "benchmarks"}, indent=1)
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in content["benchmarks"])
+    return f'{head[:-2]},\n "benchmarks": [\n{lines}\n]}}\n'
+
+
+def machine_name(content: dict) -> str:
+    cpu, cuda = content["machine"]["cpu"], content["machine"]["cuda"]
+    name = f"{cpu['model']} {cpu['usable_cores']} cores"
+    if content["device"] == "cuda":
+        name = cuda["devices"][0]["name"]
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def save(source: Path, folder: Path = RESULTS) -> Path:
+    content = read(source)
+    if not content["benchmarks"]:
+        raise SystemExit(f"{source} holds no benchmarks")
+    name = f"{content['date']}-{(content['commit'] or 'unknown')[:12]}.json"
+    target = folder / machine_name(content) / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content, indent=1) + "\n")
+    target.write_text(text(content))
     return target
 
 
-def newest() -> Path:
-    files = sorted(RESULTS.glob("*cores*/*.json"), key=lambda path: (path.name[:10], path.stat().st_mtime))
+def newest_by_machine() -> dict[str, Path]:
+    """The newest benchmark result of each machine, by its folder's name; reports of other kinds are passed over."""
+    found = {}
+    for path in sorted(RESULTS.glob("*/*.json"), key=lambda path: (path.name[:10], path.stat().st_mtime)):
+        if json.loads(path.read_text()).get("kind") == KIND:
+            found[path.parent.name] = path
+    return found
+
+
+def newest(device: str = "cpu") -> Path:
+    files = [path for path in newest_by_machine().values() if read(path)["device"] == device]
     if not files:
-        raise SystemExit(f"no results under {RESULTS}: run `make bench`, then `python bench/table.py save out/bench.json`")
-    return files[-1]
+        raise SystemExit(
+            f"no results under {RESULTS}: run `make bench`, then `python bench/table.py save out/bench.json`"
+        )
+    return max(files, key=lambda path: (path.name[:10], path.stat().st_mtime))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One benchmark as a line of a table; the peer is the fastest one, if there is any."""
+
+    case: str
+    ours_ms: float
+    peer: str
+    peer_ms: float | None
+    ratio: float | None  # peer / ours: above 1 we are faster
+    quartiles: tuple[float, float] | None
+    rate: str
+    peak: str
+
+    @property
+    def peer_text(self) -> str:
+        return "–" if self.peer_ms is None else f"{self.peer_ms:.4g}"
+
+    @property
+    def ratio_text(self) -> str:
+        return "–" if self.ratio is None else f"{self.ratio:.2f}× ({self.quartiles[0]:.2f}–{self.quartiles[1]:.2f})"
+
+
+def row(figures: dict) -> Row:
+    """The roof is the nearer one: copying what must be moved, or multiplying what must be computed."""
+    copy, matmul = figures.get("of_copy", 0.0), figures.get("of_matmul", 0.0)
+    rate = peak = "–"
+    if copy or matmul:
+        rate = f"{figures['GB_per_s']:.3g} GB/s" if copy > matmul else f"{figures['GFLOP_per_s']:.3g} GFLOP/s"
+        peak = f"{copy:.0%} of copy" if copy > matmul else f"{matmul:.0%} of matmul"
+    case = f"{figures['op']} {figures['case']}" + (" on the GPU" if figures["device"] == "cuda" else "")
+    if not figures["peers"]:
+        why = "; ".join(f"{name} left out: {reason}" for name, reason in figures.get("left_out", {}).items())
+        return Row(case, figures["ms"], why or "–", None, None, None, rate, peak)
+    name, best = min(figures["peers"].items(), key=lambda entry: entry[1]["ms"])
+    return Row(case, figures["ms"], name, best["ms"], best["ratio"], tuple(best["quartiles"]), rate, peak)
 
 
 def results_table(path: Path) -> str:
-    """One line per benchmark: our median, each peer's, the ratio with its quartiles, and the share of the roofline."""
-    content = json.loads(path.read_text())
-    lines = ["| case | ours, ms | peer | peer, ms | ratio (quartiles) | of measured peak |", "|---|---:|---|---:|---:|---:|"]
-    for row in content["benchmarks"]:
-        figures = row["figures"]
-        peak = (
-            f"{figures['of_copy']:.0%} of copy" if "of_copy" in figures
-            else f"{figures['of_matmul']:.0%} of matmul" if "of_matmul" in figures else "–"
-        )  # fmt: skip
-        for peer, theirs in figures.items():
-            if isinstance(theirs, dict):
-                low, high = theirs["quartiles"]
-                lines.append(
-                    f"| {figures['op']} {figures['case']} | {figures['ms']:.2f} | {peer} | {theirs['ms']:.2f} "
-                    f"| {theirs['ratio']:.2f}× ({low:.2f}–{high:.2f}) | {peak} |"
-                )
+    """One line per benchmark, what a further tensor costs, where the figures come from, and the plots."""
+    content = read(path)
+    lines = [
+        "| case | ours, ms | fastest peer | its ms | ratio (quartiles) | rate | of measured peak |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for entry in content["benchmarks"]:
+        r = row(entry["figures"])
+        lines.append(
+            f"| {r.case} | {r.ours_ms:.4g} | {r.peer} | {r.peer_text} | {r.ratio_text} | {r.rate} | {r.peak} |"
+        )
     cpu = content["machine"]["cpu"]
+    lines += ["", *scaling_sentences(content)]
     lines += [
-        "",
-        f"{cpu['model']}, {cpu['usable_cores']} cores, torch {content['machine']['torch']}, commit {content['commit']}, "
-        f"{content['date']}; copy {content['copy_GB_per_s']:.1f} GB/s, matmul {content['matmul_GFLOP_per_s']:.0f} GFLOP/s. "
+        f"{cpu['model']}, {cpu['usable_cores']} cores, torch {content['machine']['torch']}, "
+        f"commit {content['commit']}, {content['date']}; copy {content['copy_GB_per_s']:.1f} GB/s, "
+        f"matmul {content['matmul_GFLOP_per_s']:.0f} GFLOP/s. "
         f"Medians of interleaved runs; `{content['command']}`; file `{path.relative_to(ROOT)}`.",
     ]
+    for name in ("scaling", "roofline"):
+        plot = PLOTS / f"{path.parent.name}-{name}.svg"
+        if plot.exists():
+            lines += ["", f"![{name} of the table above]({plot.relative_to(ROOT)})"]
     return "\n".join(lines)
+
+
+def scaling_sentences(content: dict) -> list[str]:
+    """What each further tensor costs, for ours and the peers, where a sweep has measured it."""
+    sentences = []
+    for entry in content["benchmarks"]:
+        fits = {name: fit.get("us_per_added_tensor") for name, fit in entry["figures"].get("fit", {}).items()}
+        if all(value is not None for value in fits.values()) and fits:
+            costs = ", ".join(f"{name} {value:.3g} µs" for name, value in fits.items())
+            sentences.append(f"A further tensor at the same total size costs: {costs}.")
+    return sentences
 
 
 def ops_table() -> str:
@@ -91,26 +203,32 @@ def ops_table() -> str:
     return "\n".join(lines)
 
 
-def render(text: str) -> str:
+def render(page: str) -> str:
     for title, table in (("table of ops", ops_table()), ("table of results", results_table(newest()))):
         pattern = re.compile(rf"(<!-- generated: {title}[^\n]*-->\n).*?(<!-- end generated -->)", re.S)
-        if not pattern.search(text):
+        if not pattern.search(page):
             raise SystemExit(f"README.md has no part marked 'generated: {title}'")
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
-    return text
+        page = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", page)
+    return page
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) == 2 and arguments[0] == "save":
-        print(save(Path(arguments[1])))
+    if 2 <= len(arguments) <= 3 and arguments[0] == "save":
+        print(save(*map(Path, arguments[1:])))
         return 0
     if arguments == ["write"]:
+        import plot
+
+        plot.write()
         README.write_text(render(README.read_text()))
         return 0
     if arguments == ["check"]:
-        stale = render(README.read_text()) != README.read_text()
-        print("README.md is stale: python bench/table.py write" if stale else "README.md is up to date")
-        return int(stale)
+        import plot
+
+        stale = [str(path.relative_to(ROOT)) for path in plot.stale()]
+        stale += ["README.md"] if render(README.read_text()) != README.read_text() else []
+        print(f"stale: {', '.join(stale)}; run: python bench/table.py write" if stale else "all is up to date")
+        return int(bool(stale))
     print(__doc__)
     return 2
 

@@ -55,9 +55,7 @@ def rows(op: str, names: Sequence[str], roles: Sequence[Sequence[Tensor]], writt
             if first is None:
                 first = tensor
             elif tensor.shape != first.shape:
-                raise ValueError(
-                    f"{where} has shape {tuple(tensor.shape)}, {names[0]}[{i}] has {tuple(first.shape)}"
-                )
+                raise ValueError(f"{where} has shape {tuple(tensor.shape)}, {names[0]}[{i}] has {tuple(first.shape)}")
             elif tensor.device != first.device:
                 raise ValueError(f"{where} is on {tensor.device}, {names[0]}[{i}] is on {first.device}")
 

@@ -22,9 +22,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
     """True when element k of the flat memory of `a` and of `b` has the same index (shapes being equal)."""
-    return not a.numel() or all(
-        size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride())
-    )
+    return not a.numel() or all(size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride()))
 
 
 class Rows:

@@ -174,7 +174,8 @@ def _triton(roles, hyper, index, maximize, grad_scale, found_inf) -> None:
 def _supported(op: str, backend: str, row: list[Tensor], names: Sequence[str]) -> None:
     states = {tensor.dtype for tensor in row[2:]}
     if len(states) > 1:
-        raise TypeError(f"{op}: the states of one row differ in dtype: {dict(zip(names[2:], (t.dtype for t in row[2:])))}")
+        found = {name: tensor.dtype for name, tensor in zip(names[2:], row[2:])}
+        raise TypeError(f"{op}: the states of one row differ in dtype: {found}")
     if backend == "cpu":
         return
     dtypes = (row[0].dtype, row[1].dtype, row[2].dtype)

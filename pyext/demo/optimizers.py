@@ -6,9 +6,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import steepest.optim
 import torch
 from torch import nn
+
+import steepest.optim
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 from rich.table import Table
+
 from steepest.demo.optimizers import OPTIMIZERS
 from steepest.demo.train import Run
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from steepest._version import __version__
 from steepest.demo.model import Transformer
 from steepest.demo.optimizers import OPTIMIZERS

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import torch
+from torch import Tensor
+
 from steepest.matrix.verbs import TorchVerbs, Verbs, full_float32, symmetric_fraction
 from steepest.schedules import NORM_MARGIN, Schedule, minimax, named
-from torch import Tensor
 
 _log = logging.getLogger("steepest")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from steepest.kernels import symmetric
 from torch import Tensor
+
+from steepest.kernels import symmetric
 
 
 class TritonVerbs:

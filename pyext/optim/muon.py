@@ -129,7 +129,8 @@ class Muon(FusedOptimizer):
             raise ValueError(f"{where}: scale is {group['scale']!r}, expected one of {sorted(SCALES)} or a callable")
         for p in group["params"]:
             if p.ndim != 2:
-                raise ValueError(f"{where}: a parameter of shape {tuple(p.shape)} is not a matrix; use algorithm='adamw'")
+                shape = tuple(p.shape)
+                raise ValueError(f"{where}: a parameter of shape {shape} is not a matrix; use algorithm='adamw'")
             if not p.is_floating_point():
                 raise TypeError(f"{where}: a parameter has dtype {p.dtype}, expected a floating dtype")
         # Wrong schedules and step counts are refused here, not in the first step.

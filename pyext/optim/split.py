@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 # Wrappers put these in front of the names that the model's author chose.
-_WRAPPERS = re.compile(r"^((module|model|transformer|backbone|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+")
-_EMBEDDING = re.compile(r"(^|[._])(emb|embed|embedding|embeddings|embedder|wte|wpe|\w*_emb|\w*_embed\w*|embed_\w*)(?=[._]|$)")
+_WRAPPERS = re.compile(
+    r"^((module|model|transformer|backbone|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+)
+_EMBEDDING = re.compile(
+    r"(^|[._])(emb|embed|embedding|embeddings|embedder|wte|wpe|\w*_emb|\w*_embed\w*|embed_\w*)(?=[._]|$)"
+)
 _HEAD_ANYWHERE = {"lm_head", "head", "unembed", "unembedding", "embed_out", "classifier"}
 _HEAD_ON_TOP = _HEAD_ANYWHERE | {"output", "out", "score", "logits", "output_projection", "proj_out", "decoder_head"}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from steepest.schedules import NORM_MARGIN, Schedule, minimax, named
 from torch import Tensor
+
+from steepest.schedules import NORM_MARGIN, Schedule, minimax, named
 
 
 def polar(

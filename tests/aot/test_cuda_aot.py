@@ -7,6 +7,7 @@ import dataclasses
 import re
 
 import pytest
+
 from steepest.conformance.aot import cuda
 
 ARCHITECTURES = ("80", "90", "100", "120")

@@ -79,7 +79,8 @@ def test_lr_scheduler_groups_and_closure():
     def groups(m):
         return [{"params": m[0].parameters(), "lr": 3e-3, "weight_decay": 0.0}, {"params": m[2].parameters()}]
 
-    ours, theirs = steepest.optim.AdamW(groups(model), lr=1e-2), torch.optim.AdamW(groups(other), lr=1e-2, foreach=False)
+    ours = steepest.optim.AdamW(groups(model), lr=1e-2)
+    theirs = torch.optim.AdamW(groups(other), lr=1e-2, foreach=False)
     schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(o, 10) for o in (ours, theirs)]
     train(model, ours, data, 5, schedulers[0])
     train(other, theirs, data, 5, schedulers[1])
@@ -166,10 +167,11 @@ def _change_lr(p, optimizer):
     optimizer.param_groups[0]["lr"] = 0.3
 
 
-@pytest.mark.parametrize(
-    "change",
-    [_replace_data, _replace_state, _replace_state_data, _replace_entry, _replace_step, _write_step, _reload, _change_lr],
-)
+CHANGES = [_replace_data, _replace_state, _replace_state_data, _replace_entry]
+CHANGES += [_replace_step, _write_step, _reload, _change_lr]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_whatever_is_replaced_between_steps_is_noticed(change):
     p = torch.randn(50, requires_grad=True)
     optimizer = steepest.optim.AdamW([p], lr=1e-2)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from polar_rounding import CountingVerbs, rounding_bound, scaled_singular_values
+
 from steepest.conformance import zoo
 from steepest.matrix.polar import iterate, normalised, plan, polar
 from steepest.matrix.verbs import TorchVerbs, full_float32

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 CSRC = Path(__file__).parents[2] / "csrc"
-FLAGS = ["-std=gnu++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=gnu++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-Wall", "-Wextra", "-Werror"]
 FORMATS = {"bfloat16": (1, torch.bfloat16), "float16": (2, torch.float16)}
 
 

@@ -28,9 +28,12 @@ def lists(dtype, state_dtype, offset=0):
     shapes = SHAPES
     p, g, m = ([torch.randn(s) for s in shapes] for _ in range(3))
     v = [torch.rand(s) for s in shapes]
-    return [make(t, dtype) for t in p], [make(t, dtype) for t in g], [make(t, state_dtype) for t in m], [
-        make(t, state_dtype) for t in v
-    ]
+    return (
+        [make(t, dtype) for t in p],
+        [make(t, dtype) for t in g],
+        [make(t, state_dtype) for t in m],
+        [make(t, state_dtype) for t in v],
+    )
 
 
 def to_cuda(tensors, offset):

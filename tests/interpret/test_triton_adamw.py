@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+
 from steepest.conformance.memory import Guarded, differing
 from steepest.kernels import adamw
 from steepest.kernels.portable import narrow, widen

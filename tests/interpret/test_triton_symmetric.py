@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
+
 from steepest.conformance.memory import Guarded, differing, poisoned_memory
 from steepest.kernels import symmetric
 from steepest.kernels.symmetric import gram, symmetric_product

@@ -123,7 +123,8 @@ def test_sdist_builds_a_wheel(source, tmp_path):
     with tarfile.open(archive) as tar:
         names = {name.split("/", 1)[-1] for name in tar.getnames()}
         tar.extractall(tmp_path / "unpacked")
-    for needed in ("CMakeLists.txt", "csrc/engine/cuda.cu", "csrc/formula/adamw.h", "pyext/bind.cpp", "kernels/adamw.py"):
+    sources = ("csrc/engine/cuda.cu", "csrc/formula/adamw.h", "pyext/bind.cpp", "kernels/adamw.py")
+    for needed in ("CMakeLists.txt", *sources):
         assert needed in names
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     cmake = shutil.which("cmake", path=environment()["PATH"])
@@ -146,7 +147,8 @@ def test_editable_install_maps_the_source_directories(source, tmp_path):
 
 
 def test_cuda_on_without_nvcc_says_what_to_set(tmp_path):
-    tools = [shutil.which(name, path=environment()["PATH"]) for name in ("cmake", "c++", "cc", "make", "ninja", "ld", "as")]
+    names = ("cmake", "c++", "cc", "make", "ninja", "ld", "as")
+    tools = [shutil.which(name, path=environment()["PATH"]) for name in names]
     (tmp_path / "bin").mkdir()
     for tool in filter(None, tools):
         (tmp_path / "bin" / Path(tool).name).symlink_to(Path(tool).resolve() if "venv" not in tool else tool)

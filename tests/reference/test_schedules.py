@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from steepest import schedules
 from steepest.schedules import Schedule, minimax, named
 
