@@ -120,11 +120,7 @@ def rows(results: list[Result], by_case: bool) -> tuple[list[str], list[list[tup
 def print_table(results: list[Result], *, by_case: bool = False, file=None) -> None:
     """The table, then every FAIL in full, then each distinct reason for what did not run."""
     file = sys.stdout if file is None else file
-    header, table = rows(results, by_case)
-    try:
-        _rich_table(header, table, file)
-    except ImportError:
-        _plain_table(header, table, file)
+    print_grid(*rows(results, by_case), file)
     for r in results:
         if r.status == FAIL:
             print(f"FAIL  {r.op} · {r.backend} · {r.dtype} · {r.case} (seed {r.seed}): {r.reason}", file=file)
@@ -134,6 +130,14 @@ def print_table(results: list[Result], *, by_case: bool = False, file=None) -> N
             print(f"{status}  {backend}, {count} cells: {reason}", file=file)
     count = Counter(r.status for r in results)
     print(", ".join(f"{count[s]} {s}" for s in (OK, FAIL, UNSUPPORTED, SKIPPED)), file=file)
+
+
+def print_grid(header, table, file) -> None:
+    """`table`: rows of (text, status)."""
+    try:
+        _rich_table(header, table, file)
+    except ImportError:
+        _plain_table(header, table, file)
 
 
 def _rich_table(header, table, file) -> None:

@@ -63,11 +63,15 @@ def _json_number(x: float):
 
 
 def select(
-    op: str = "", backends: list[str] | None = None, dtypes: list[str] | None = None, quick: bool = False
+    op: str = "",
+    backends: list[str] | None = None,
+    dtypes: list[str] | None = None,
+    quick: bool = False,
+    ops: dict[str, Op] | None = None,
 ) -> list[Cell]:
     """The cells asked for.  `op` is a regular expression, searched in the op's name and in "op/case"."""
     cells = []
-    for entry in registered_ops().values():
+    for entry in (registered_ops() if ops is None else ops).values():
         for case in entry.cases:
             if op and not (re.search(op, entry.name) or re.search(op, f"{entry.name}/{case.id}")):
                 continue
@@ -80,7 +84,7 @@ def select(
                     continue
                 cells += [Cell(entry, backend, dtype, case) for dtype in case.dtypes if not dtypes or dtype in dtypes]
     order = {name: i for i, name in enumerate(COLUMNS)}
-    return sorted(cells, key=lambda cell: (cell.op.name, order[cell.backend.name]))
+    return sorted(cells, key=lambda cell: (cell.op.name, order.get(cell.backend.name, len(order))))
 
 
 def run_cell(cell: Cell, seed: int = 0) -> Result:

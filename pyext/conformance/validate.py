@@ -11,6 +11,7 @@ from pathlib import Path
 from steepest.conformance import aot, difference, page, report
 from steepest.conformance.registry import COLUMNS, DTYPES, coverage, registered_ops
 from steepest.conformance.runner import FAIL, Result, select
+from steepest.conformance.subjects import LIBRARIES
 from steepest.conformance.worker import run_everywhere, runs_in_worker, serve
 
 
@@ -37,6 +38,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--aot", metavar="ARCHS", help="compile for sm_80,sm_90,... without a GPU: registers, spills, widths"
     )
+    p.add_argument(
+        "--subject",
+        action="append",
+        metavar="NAME",
+        help=f"put another library beside ours: {', '.join(LIBRARIES)}, all; may be repeated; its FAILs are findings and "
+        "do not change the exit status",
+    )
+    p.add_argument("--list-subjects", action="store_true", help="name them and what is installed, run nothing")
+    p.add_argument("--markdown", action="store_true", help="with --subject: tables and findings with their commands")
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # see worker.py
     return p
 
@@ -51,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         return difference.main(*options.compare)
     if options.aot:
         return aot.main(options.aot, options.json)
+    if options.list_subjects or options.subject:
+        from steepest.conformance.subjects import command
+
+        return command.print_list() if options.list_subjects else command.main(options)
     if options.source:
         return page.main(options.html, options.source)
     try:
@@ -80,11 +94,12 @@ def main(argv: list[str] | None = None) -> int:
 def collect(cells, seed: int) -> list[Result]:
     """All results, in the order of the cells, with progress on stderr when a person is watching."""
     place = {(c.op.name, c.backend.name, c.dtype, c.case.id): i for i, c in enumerate(cells)}
-    results = list(_watched(run_everywhere(cells, seed), len(cells)))
+    results = list(watched(run_everywhere(cells, seed), len(cells)))
     return sorted(results, key=lambda r: place[r.op, r.backend, r.dtype, r.case])
 
 
-def _watched(results, total: int):
+def watched(results, total: int):
+    """The same results, with a progress bar on stderr when a person is watching."""
     if not sys.stderr.isatty():
         yield from results
         return
