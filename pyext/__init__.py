@@ -1,10 +1,30 @@
 """steepest: fused kernels for the optimizer step."""
 
-from steepest import optim, reference, schedules
+from __future__ import annotations
+
+import importlib
+
+from steepest import reference, schedules
 from steepest._version import __version__
 from steepest.explain import explain
 from steepest.info import info
 from steepest.matrix.polar import polar
-from steepest.multi_tensor import adamw_
+
+# What needs the compiled module is imported when it is first asked for, so that `info` can say what is wrong with an
+# installation whose compiled module is missing.
+_COMPILED = {"adamw_": "steepest.multi_tensor", "optim": None}
 
 __all__ = ["__version__", "adamw_", "explain", "info", "optim", "polar", "reference", "schedules"]
+
+
+def __getattr__(name: str):
+    if name not in _COMPILED:
+        raise AttributeError(f"module 'steepest' has no attribute {name!r}")
+    home = _COMPILED[name]
+    value = importlib.import_module(f"steepest.{name}") if home is None else getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -51,8 +51,8 @@ class NoisyVerbs:
         rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype)
         return self.product(a, b, alpha, rest if c is None else rest + beta * c)
 
-    def long_product(self, q, x):
-        return self.product(q, x)
+    def long_product(self, q, x, *, alpha=1.0, shift=0.0):
+        return self.product(q, x, alpha, shift * x)
 
 
 def rounding_estimate(algorithm, x: torch.Tensor, dtype: torch.dtype, *, draws: int, seed: int) -> float:

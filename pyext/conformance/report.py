@@ -65,7 +65,8 @@ def figure_text(results: Iterable[Result]) -> str:
     parts = []
     shares = [f.share for f in figures if f.share is not None]
     if shares:
-        parts.append(f"{max(shares):.0%} of bound")
+        worst = max(shares)
+        parts.append(f"{worst:.0%} of bound" if worst < 10 else f"{worst:.1g} times the bound")
     ulps = [f.value for f in figures if f.unit.startswith("ulp")]
     if ulps:
         parts.append(f"{max(ulps):.2g} ulp")

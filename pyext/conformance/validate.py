@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
         "--subject",
         action="append",
         metavar="NAME",
-        help=f"put another library beside ours: {', '.join(LIBRARIES)}, all; may be repeated; its FAILs are findings and "
-        "do not change the exit status",
+        help=f"put another library beside ours: {', '.join(LIBRARIES)}, all; may be repeated; its FAILs are findings "
+        "and do not change the exit status",
     )
     p.add_argument("--list-subjects", action="store_true", help="name them and what is installed, run nothing")
     p.add_argument("--markdown", action="store_true", help="with --subject: tables and findings with their commands")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest.kernels import symmetric
+from steepest.matrix.verbs import rounded_once
 
 
 class TritonVerbs:
@@ -40,6 +41,6 @@ class TritonVerbs:
             a, b, alpha=alpha, beta=beta, c=c, diagonal=diagonal, input_precision=self.input_precision
         )
 
-    def long_product(self, q: Tensor, x: Tensor) -> Tensor:
-        """Q X with square Q and long X: no symmetry to use."""
-        return torch.matmul(q, x)
+    def long_product(self, q: Tensor, x: Tensor, *, alpha: float = 1.0, shift: float = 0.0) -> Tensor:
+        """alpha Q X + shift X with square Q and long X: no symmetry to use."""
+        return torch.matmul(q, x) if alpha == 1 and shift == 0 else rounded_once(q, x, alpha, shift)

@@ -1,6 +1,7 @@
 """What rounding may do to a plan of the polar factor on a given input, found by letting the verbs err on purpose."""
 
 import torch
+
 from steepest.matrix.polar import UNIT_ROUNDOFF, iterate, normalised
 from steepest.matrix.verbs import TorchVerbs
 from steepest.schedules import NORM_MARGIN
@@ -42,10 +43,10 @@ class NoisyVerbs(TorchVerbs):
         coefficients = self.noise(len(a), 1, 1) * product + self.noise(len(a), 1, 1) * addend
         return self.noisy(product + addend + coefficients, size)
 
-    def long_product(self, q, x):
-        size = q.abs() @ x.abs() + self.largest_c0 * x.abs()
+    def long_product(self, q, x, *, alpha=1.0, shift=0.0):
+        size = abs(alpha) * (q.abs() @ x.abs()) + self.largest_c0 * x.abs()
         coefficient = self.noise(len(x), 1, 1) * self.largest_c0 * x
-        return self.noisy(super().long_product(q, x) + coefficient, size)
+        return self.noisy(super().long_product(q, x, alpha=alpha, shift=shift) + coefficient, size)
 
 
 def rounding_bound(todo, x):
@@ -85,5 +86,5 @@ class CountingVerbs(TorchVerbs):
     def symmetric_product(self, a, b, **options):
         return self._wide("symmetric_products", super().symmetric_product, a, b, **options)
 
-    def long_product(self, q, x):
-        return self._wide("long_products", super().long_product, q, x)
+    def long_product(self, q, x, **options):
+        return self._wide("long_products", super().long_product, q, x, **options)

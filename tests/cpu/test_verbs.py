@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from steepest.matrix import verbs as verbs_module
 from steepest.matrix.polar import UNIT_ROUNDOFF
 from steepest.matrix.verbs import TorchVerbs

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Callable
 
 import torch
 
@@ -177,8 +178,15 @@ def flat(tensors) -> torch.Tensor:
     return torch.cat([x.detach().cpu().reshape(-1) for x in tensors])
 
 
-def tracked_run(problem: Problem, work: torch.dtype = torch.float32) -> dict[str, Tracked]:
-    """All elements after all steps: exact values, and how far from them whoever rounds each operation to `work` may be.
+def rule(p, g, m, v, vmax, constant, *, lr, betas, eps, weight_decay, step):
+    """The reference's element, with derived scalars as constant(number)."""
+    s = scalars(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, step=step)
+    return element(p, g, m, v, vmax, s.map(constant))
+
+
+def tracked_run(problem: Problem, work: torch.dtype = torch.float32, rule: Callable = rule) -> dict[str, Tracked]:
+    """All elements after all steps: exact values, and how far from them a step may be whose operations, in the order of
+    `rule`, are rounded to `work`.
 
     Derived scalars are float32 even where `work` is narrower: that is how torch multiplies 16-bit tensors by numbers.
     """
@@ -197,8 +205,7 @@ def tracked_run(problem: Problem, work: torch.dtype = torch.float32) -> dict[str
             g = g / constant(case.grad_scale)
         if case.maximize:
             g = -g
-        s = scalars(**case.hyper(), step=case.first_step + k).map(constant)
-        new = element(p, g, m, v, vmax, s)
+        new = rule(p, g, m, v, vmax, constant, **case.hyper(), step=case.first_step + k)
         p, m, v, vmax = (x and x.stored(start[role].dtype) for role, x in zip(WRITTEN, new))
     return dict(zip(WRITTEN, (p, m, v, vmax)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,24 +15,12 @@ from steepest.conformance.registry import Backend, Figure
 
 @dataclass(frozen=True)
 class Subject(Backend):
-    """A column of the table.  `arithmetic` says how it rounds, and so what bound it is judged by.
-
-    op "adamw": arithmetic(dtype of the parameters) -> dtype to which each operation is rounded.
-    op "polar": a `polar_judge.Arithmetic`.
-    """
+    """A column of the table.  `arithmetic` says how it rounds, and so by what bound it is judged: an
+    `adamw_judge.Arithmetic` or a `polar_judge.Arithmetic`."""
 
     exact: bool = False
     op: str = ""
     arithmetic: Any = None
-    judged: tuple[str, ...] = ()  # roles whose values mean what ours mean; () for all
-
-
-def float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32
-
-
-def own_dtype(dtype: torch.dtype) -> torch.dtype:
-    return dtype
 
 
 @contextmanager
@@ -54,13 +42,13 @@ class AdamWAdapter:
     """`steepest.adamw_` over another library's optimizer.
 
     As in training, the tensors become `torch.nn.Parameter`s, gradients go in through `.grad`, and one optimizer serves
-    all consecutive steps.  The given states are put into its state and taken out again.  A state tensor is used as it is
-    when the library would have allocated it with these strides; otherwise the library gets its own allocation, so that
-    nobody is blamed for a layout that a user cannot produce.
+    all consecutive steps.  The given states are put into its state and taken out again.  A state tensor is used as it
+    is when the library would have allocated it with these strides; otherwise it is copied into one that the library
+    would have allocated, so that nobody is blamed for a layout that a user cannot produce.
     """
 
     amsgrad = maximize = scaling = False  # what the library offers
-    state_dtype: Callable[[torch.dtype], torch.dtype] = staticmethod(own_dtype)  # of p's dtype
+    state_dtype: torch.dtype | None = None  # None: the parameter's
 
     def __init__(self):
         self.params = None  # the list being stepped
@@ -128,7 +116,7 @@ class AdamWAdapter:
     def _refuse(self, params, grads, states, maximize, grad_scale, found_inf):
         if any(g.dtype != p.dtype for p, g in zip(params, grads)):
             raise NotImplementedError("gradients have their parameter's dtype")
-        kept = self.state_dtype(params[0].dtype)
+        kept = self.state_dtype or params[0].dtype
         if states[0][0].dtype != kept:
             raise NotImplementedError(f"keeps states in {str(kept).removeprefix('torch.')}")
         if len(states) > 2 and not self.amsgrad:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import bitsandbytes
+import torch
 
-from steepest.conformance.subjects.base import AdamWAdapter, Subject, float32
+from steepest.conformance.subjects import adamw_judge
+from steepest.conformance.subjects.base import AdamWAdapter, Subject
 
 
 class BitsAndBytesAdamW(AdamWAdapter):
     amsgrad = True
-    state_dtype = staticmethod(float32)
+    state_dtype = torch.float32
 
     def build(self, parameters, **hyper):
         return bitsandbytes.optim.AdamW(parameters, **hyper)
@@ -24,4 +26,5 @@ class BitsAndBytesAdamW(AdamWAdapter):
 
 def implementations() -> list[Subject]:
     note = "bitsandbytes.optim.AdamW(optim_bits=32)"
-    return [Subject("bitsandbytes AdamW", BitsAndBytesAdamW(), op="adamw", arithmetic=float32, note=note)]
+    how = adamw_judge.Arithmetic(rule=adamw_judge.late_correction)
+    return [Subject("bitsandbytes AdamW", BitsAndBytesAdamW(), op="adamw", arithmetic=how, note=note)]

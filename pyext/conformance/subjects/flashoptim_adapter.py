@@ -6,7 +6,8 @@ import warnings
 
 from flashoptim import FlashAdamW
 
-from steepest.conformance.subjects.base import AdamWAdapter, Subject, float32
+from steepest.conformance.subjects import adamw_judge
+from steepest.conformance.subjects.base import AdamWAdapter, Subject
 
 
 class UnfusedFlashAdamW(AdamWAdapter):
@@ -30,4 +31,5 @@ class UnfusedFlashAdamW(AdamWAdapter):
 
 def implementations() -> list[Subject]:
     note = "flashoptim.FlashAdamW(quantize=False, master_weight_bits=None, fused=False)"
-    return [Subject("FlashAdamW", UnfusedFlashAdamW(), op="adamw", arithmetic=float32, note=note)]
+    how = adamw_judge.Arithmetic(rule=adamw_judge.corrected_moments(adamw_judge.weighted_sum))
+    return [Subject("FlashAdamW", UnfusedFlashAdamW(), op="adamw", arithmetic=how, note=note)]

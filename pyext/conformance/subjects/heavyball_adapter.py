@@ -12,7 +12,8 @@ import heavyball.utils
 import torch
 from torch import Tensor
 
-from steepest.conformance.subjects.base import AdamWAdapter, PolarAdapter, Subject, float32
+from steepest.conformance.subjects import adamw_judge
+from steepest.conformance.subjects.base import AdamWAdapter, PolarAdapter, Subject
 from steepest.conformance.subjects.polar_judge import Arithmetic, horner
 from steepest.schedules import named
 
@@ -20,7 +21,7 @@ heavyball.utils.compile_mode = None
 
 
 class HeavyBallAdamW(AdamWAdapter):
-    state_dtype = staticmethod(float32)
+    state_dtype = torch.float32
 
     def build(self, parameters, **hyper):
         if parameters[0].dtype == torch.bfloat16:
@@ -48,8 +49,7 @@ def implementations() -> list[Subject]:
             "heavyball AdamW",
             HeavyBallAdamW(),
             op="adamw",
-            arithmetic=float32,
-            judged=("params",),
+            arithmetic=adamw_judge.Arithmetic(rule=adamw_judge.corrected_states, judged=("params",)),
             note="heavyball.AdamW(storage_dtype='float32'), not compiled",
         ),
         Subject(
@@ -57,6 +57,6 @@ def implementations() -> list[Subject]:
             HeavyBallMuon(named("you", 5)),
             op="polar",
             arithmetic=how,
-            note="heavyball.utils.inplace_orthogonal_(mode='newtonschulz', scale_mode='none'), not compiled, in bfloat16",
+            note="heavyball.utils.inplace_orthogonal_(mode='newtonschulz', scale_mode='none'), not compiled, bfloat16",
         ),
     ]

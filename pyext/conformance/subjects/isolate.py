@@ -38,7 +38,7 @@ class RemoteLibrary:
         self._start()
 
     def _start(self) -> None:
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
         self.process = subprocess.Popen(
             [sys.executable, "-m", __name__, self.name],
             stdin=subprocess.PIPE,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Callable
 
 import torch
 
 from steepest.conformance.cases import adamw, polar
-from steepest.conformance.compare import tracked_figures
 from steepest.conformance.registry import Backend, Figure, Op, Problem
-from steepest.conformance.subjects import polar_judge
+from steepest.conformance.subjects import adamw_judge, polar_judge
 from steepest.conformance.subjects.base import Subject
 
 OURS = ("cpu", "triton", "cuda")  # columns beside a subject's; our reference and interpreter add nothing there
@@ -22,21 +22,16 @@ def ours(op: Op) -> list[Backend]:
 
 
 def adamw_op(subjects: list[Subject]) -> Op:
-    return replace(adamw.OP, backends=lambda: (*ours(adamw.OP), *subjects), judge=_judge_adamw)
+    return replace(
+        adamw.OP, backends=lambda: (*ours(adamw.OP), *subjects), judge=_judged_by(adamw.judge, adamw_judge.judge)
+    )
 
 
-def _judge_adamw(problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) -> list[Figure]:
-    if not isinstance(backend, Subject):
-        return adamw.judge(problem, outputs, backend)
-    case, figures, work = problem.case, backend.function.figures(), backend.arithmetic(problem.dtype)
-    exact = adamw.tracked_run(problem, work)
-    for role in case.roles:
-        if role in adamw.WRITTEN and role in (backend.judged or adamw.WRITTEN):
-            x = adamw.flat(outputs[f"{role}[{i}]"] for i in range(len(case.shapes)))
-            if work != torch.float32:  # a 16-bit step may overflow where the exact one does not: inf - inf is then NaN
-                x = torch.where(x.isnan() & exact[role].value.isinf(), exact[role].value.to(x.dtype), x)
-            figures += tracked_figures(role, x, exact[role], adamw.ULP_SCALE[role])
-    return figures
+def _judged_by(ours: Callable, theirs: Callable) -> Callable:
+    def judge(problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) -> list[Figure]:
+        return (theirs if isinstance(backend, Subject) else ours)(problem, outputs, backend)
+
+    return judge
 
 
 def polar_op(subjects: list[Subject]) -> Op:

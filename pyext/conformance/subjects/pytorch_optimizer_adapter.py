@@ -8,7 +8,8 @@ import torch
 from pytorch_optimizer import FlashAdamW, Muon
 from torch import Tensor
 
-from steepest.conformance.subjects.base import AdamWAdapter, PolarAdapter, Subject, float32
+from steepest.conformance.subjects import adamw_judge
+from steepest.conformance.subjects.base import AdamWAdapter, PolarAdapter, Subject
 from steepest.conformance.subjects.polar_judge import Arithmetic, gram_newton_schulz, newton_schulz
 from steepest.schedules import named
 
@@ -55,7 +56,7 @@ def implementations() -> list[Subject]:
             "FlashAdamW",
             PortableFlashAdamW(),
             op="adamw",
-            arithmetic=float32,
+            arithmetic=adamw_judge.Arithmetic(rule=adamw_judge.corrected_moments(adamw_judge.lerp)),
             note="pytorch_optimizer.FlashAdamW(quantize=False)",
         ),
         Subject(

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from steepest.conformance.compare import bits_figure
 from steepest.conformance.registry import Figure
-from steepest.conformance.subjects.base import AdamWAdapter, PolarAdapter, Subject, float32, own_dtype
-from steepest.conformance.subjects.polar_judge import Arithmetic, newton_schulz
+from steepest.conformance.subjects import adamw_judge, polar_judge
+from steepest.conformance.subjects.adamw_judge import float32, own_dtype
+from steepest.conformance.subjects.base import AdamWAdapter, PolarAdapter, Subject
 from steepest.schedules import named
 
 
@@ -67,17 +68,18 @@ class TorchMuon(PolarAdapter):
 
 def implementations() -> list[Subject]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    muon = Arithmetic(torch.bfloat16, newton_schulz, norm_dtype=torch.bfloat16, floor=1e-7)
+    newton_schulz = polar_judge.newton_schulz
+    muon = polar_judge.Arithmetic(torch.bfloat16, newton_schulz, norm_dtype=torch.bfloat16, floor=1e-7)
     subjects = []
     for device in devices:
         at = "" if device == "cpu" else f" ({device})"
-        for name, options, arithmetic in (
+        for name, options, work in (
             ("fused", dict(fused=True), float32),
             ("foreach", dict(foreach=True), own_dtype),
             ("for-loop", dict(foreach=False, fused=False), own_dtype),
         ):
             call = f"torch.optim.AdamW({', '.join(f'{k}={v}' for k, v in options.items())})"
-            function = TorchAdamW(**options)
+            function, arithmetic = TorchAdamW(**options), adamw_judge.Arithmetic(work)
             subjects.append(
                 Subject(f"torch {name}{at}", function, device, op="adamw", arithmetic=arithmetic, note=call)
             )
