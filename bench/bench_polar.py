@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import steepest
 import torch
 from problems import accuracy, newton_schulz, polar_costs
+
+import steepest
 from steepest.matrix.polar import UNIT_ROUNDOFF, plan
 
 QUICK = {"128x128": (128, 128), "512x512": (512, 512), "256x1024": (256, 1024), "64x64x64": (64, 64, 64)}

@@ -15,6 +15,7 @@ import torch
 from clock import CLOCKS
 from measure import copy_bandwidth, matmul_rate
 from racing import LIMITS, Limits, Race
+
 from steepest.info import info
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")

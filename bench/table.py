@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -115,8 +115,7 @@ def newest(device: str = "cpu") -> Path:
     return max(files, key=lambda path: (path.name[:10], path.stat().st_mtime))
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One benchmark as a line of a table; the peer is the fastest one, if there is any."""
 
     case: str

@@ -116,7 +116,6 @@ def print_table(root: Path, file: Path) -> None:
     """One line per benchmark, by bench/table.py, which also renders README's."""
     spec = importlib.util.spec_from_file_location("steepest_bench_table", root / "bench" / "table.py")
     table = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = table  # dataclasses look their module up
     spec.loader.exec_module(table)
     content = table.read(file)
     rows = [table.row(entry["figures"]) for entry in content["benchmarks"] if entry["figures"]]

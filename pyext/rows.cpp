@@ -1,7 +1,6 @@
 #include "rows.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "steepest/steepest.h"
 
@@ -106,30 +105,33 @@ StateRows::StateRows(py::list params, py::list entries, const std::vector<std::s
   }
 }
 
-// A hint, never needed for a right result: touches the tensor objects of a row that comes soon.  torch keeps the
-// address of a tensor's implementation 24 bytes into its Python object; should that change, the hint is merely useless.
+// Brings the objects of a row that comes soon into the cache, from where they were last time.  A step streams all
+// states through the caches in between, so that every object would otherwise cost several trips to memory.  Stale
+// addresses are harmless: a prefetch never faults.
 void StateRows::prefetch(int64_t row) const {
-  constexpr int64_t kNear = 4, kFar = 8;
-  const int64_t num_rows = static_cast<int64_t>(params_.size());
-  const auto objects = [&](int64_t at, auto &&touch) {
-    if (at >= num_rows) return;
-    touch(PyList_GET_ITEM(params_.ptr(), at));
-    for (size_t k = 1; k < columns_.size(); ++k) touch(PyList_GET_ITEM(columns_[k].ptr(), at));
-  };
-  objects(row + kFar, [](PyObject *object) { __builtin_prefetch(object); });
-  objects(row + kNear, [](PyObject *object) {
-    if (Py_TYPE(object)->tp_basicsize < 32) return;
-    const char *implementation;
-    std::memcpy(&implementation, reinterpret_cast<const char *>(object) + 24, sizeof implementation);
-    for (int line = 0; line < 4; ++line) __builtin_prefetch(implementation + 64 * line);
-  });
-  if (row + kFar < num_rows) __builtin_prefetch(PyList_GET_ITEM(entries_.ptr(), row + kFar));
+  constexpr int64_t kAhead = 6;
+  if (row + kAhead >= static_cast<int64_t>(params_.size())) return;
+  __builtin_prefetch(PyList_GET_ITEM(entries_.ptr(), row + kAhead));
+  const size_t roles = 1 + names_.size();
+  for (size_t role = 0; role < roles; ++role) {
+    const Hint &hint = hints_[(row + kAhead) * roles + role];
+    const char *shape = static_cast<const char *>(hint.shape);
+    __builtin_prefetch(hint.object);
+    for (int line = -1; line <= 2; ++line) __builtin_prefetch(shape + 64 * line);
+  }
+}
+
+Mismatch StateRows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
+  if (const Mismatch mismatch = rows_.add(reader, tensor, role, row)) return mismatch;
+  hints_[row * (1 + names_.size()) + role] = {tensor, rows_.last(role).shape};
+  return {};
 }
 
 Mismatch StateRows::gather(const TensorReader &reader) {
   static const py::handle grad_name = PyUnicode_InternFromString("grad");
   const int64_t num_rows = static_cast<int64_t>(params_.size());
   rows_.resize(1 + static_cast<int>(names_.size()), num_rows);
+  hints_.resize(num_rows * (1 + names_.size()), Hint{nullptr, nullptr});
   for (int64_t row = 0; row < num_rows; ++row) {
     prefetch(row);
     PyObject *param = PyList_GET_ITEM(params_.ptr(), row), *entry = PyList_GET_ITEM(entries_.ptr(), row);
@@ -138,11 +140,11 @@ Mismatch StateRows::gather(const TensorReader &reader) {
     if (grad.is_none()) return {"no grad", 1, row};
     for (size_t k = 0; k < names_.size(); ++k)
       if (PyDict_GetItem(entry, names_[k].ptr()) != PyList_GET_ITEM(columns_[k].ptr(), row)) return {"stale", 0, row};
-    if (const Mismatch mismatch = rows_.add(reader, param, 0, row)) return mismatch;
-    if (const Mismatch mismatch = rows_.add(reader, grad.ptr(), 1, row)) return mismatch;
+    if (const Mismatch mismatch = add(reader, param, 0, row)) return mismatch;
+    if (const Mismatch mismatch = add(reader, grad.ptr(), 1, row)) return mismatch;
     for (size_t k = 1; k < names_.size(); ++k)
       if (const Mismatch mismatch =
-              rows_.add(reader, PyList_GET_ITEM(columns_[k].ptr(), row), static_cast<int>(k) + 1, row))
+              add(reader, PyList_GET_ITEM(columns_[k].ptr(), row), static_cast<int>(k) + 1, row))
         return mismatch;
   }
   return {};

@@ -28,6 +28,8 @@ struct Rows {
   Mismatch gather(const TensorReader &reader, const std::vector<py::list> &roles);
 
   void resize(int num_roles, int64_t num_rows);
+  // The tensor added last.
+  const View &last(int role) const { return role == 0 ? first_ : other_; }
   // Takes one tensor; roles of a row in order, the parameter first.
   Mismatch add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
 
@@ -49,7 +51,13 @@ class StateRows {
 
  private:
   Rows rows_;  // kept, so that its memory is allocated once
+  // Where the tensors of a row were found last time: the objects, and their shapes, which lie inside torch's tensors.
+  struct Hint {
+    const void *object, *shape;
+  };
   void prefetch(int64_t row) const;
+  Mismatch add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
+  std::vector<Hint> hints_;  // [row * roles + role]
   // columns_[k][row] is what entries_[row][names_[k]] must still be; the first name is "step".
   py::list params_, entries_;
   std::vector<py::str> names_;

@@ -37,10 +37,20 @@ struct Gradient {
   bool plain() const { return scale == 1.0f && !negate; }
 };
 
+bool all_bfloat16(const steepest_adamw_args &a) {
+  return a.param_dtype == STEEPEST_BFLOAT16 && a.grad_dtype == STEEPEST_BFLOAT16 && a.state_dtype == STEEPEST_BFLOAT16;
+}
+
 void adamw_range(const AdamWCall &call, const Gradient &gradient, int64_t tensor, int64_t begin, int64_t end) {
   const steepest_adamw_args &a = *call.args;
   const AdamWScalars &scalars = call.scalars[a.hyper_index ? a.hyper_index[tensor] : 0];
   void *const vmax = a.max_exp_avg_sqs ? a.max_exp_avg_sqs[tensor] : nullptr;
+  if (all_bfloat16(a) && gradient.plain() && !vmax) {
+    const auto from = [begin](void *base) { return static_cast<bfloat16 *>(base) + begin; };
+    adamw_bfloat16(from(a.params[tensor]), from(const_cast<void *>(a.grads[tensor])), from(a.exp_avgs[tensor]),
+                   from(a.exp_avg_sqs[tensor]), end - begin, scalars);
+    return;
+  }
   alignas(64) float buffer[5][kTile];
   for (int64_t at = begin; at < end; at += kTile) {
     const int64_t n = std::min(kTile, end - at);

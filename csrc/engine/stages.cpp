@@ -68,6 +68,17 @@ STEEPEST_CLONES void adamw_plain(float *__restrict p, const float *__restrict g,
   for (int64_t i = 0; i < n; ++i) adamw(p[i], g[i], m[i], v[i], nullptr, s);
 }
 
+STEEPEST_CLONES void adamw_16bit(bfloat16 *__restrict p, const bfloat16 *__restrict g, bfloat16 *__restrict m,
+                                 bfloat16 *__restrict v, int64_t n, AdamWScalars s) {
+  for (int64_t i = 0; i < n; ++i) {
+    float pi = widen(p[i]), mi = widen(m[i]), vi = widen(v[i]);
+    adamw(pi, widen(g[i]), mi, vi, nullptr, s);
+    p[i] = narrow<bfloat16>(pi);
+    m[i] = narrow<bfloat16>(mi);
+    v[i] = narrow<bfloat16>(vi);
+  }
+}
+
 STEEPEST_CLONES void adamw_amsgrad(float *__restrict p, const float *__restrict g, float *__restrict m,
                                    float *__restrict v, float *__restrict vmax, int64_t n, AdamWScalars s) {
   for (int64_t i = 0; i < n; ++i) adamw(p[i], g[i], m[i], v[i], &vmax[i], s);
@@ -100,6 +111,11 @@ void store(int32_t dtype, const float *from, void *to, int64_t n) {
 // Negation commutes with rounding: dividing by -scale is dividing by scale and negating.
 void scale_gradient(const float *g, float *out, int64_t n, float scale, bool negate) {
   divide(g, out, n, negate ? -scale : scale);
+}
+
+void adamw_bfloat16(void *p, const void *g, void *m, void *v, int64_t n, const AdamWScalars &s) {
+  adamw_16bit(static_cast<bfloat16 *>(p), static_cast<const bfloat16 *>(g), static_cast<bfloat16 *>(m),
+              static_cast<bfloat16 *>(v), n, s);
 }
 
 void adamw_tile(float *p, const float *g, float *m, float *v, float *vmax, int64_t n, const AdamWScalars &s) {

@@ -20,6 +20,10 @@ void store(int32_t dtype, const float *from, void *to, int64_t n);
 // g <- g / scale, then negated if `negate`; out of place, because gradients are never written.
 void scale_gradient(const float *g, float *out, int64_t n, float scale, bool negate);
 
+// All roles in bfloat16, converted in registers: 16-bit AdamW is compute-bound, and staging costs a third (measured:
+// 0.72 against 1.00 ns per element, one thread of a Zen 4).
+void adamw_bfloat16(void *p, const void *g, void *m, void *v, int64_t n, const AdamWScalars &s);
+
 // vmax may be null.
 void adamw_tile(float *p, const float *g, float *m, float *v, float *vmax, int64_t n, const AdamWScalars &s);
 

@@ -32,4 +32,4 @@ class UnfusedFlashAdamW(AdamWAdapter):
 def implementations() -> list[Subject]:
     note = "flashoptim.FlashAdamW(quantize=False, master_weight_bits=None, fused=False)"
     how = adamw_judge.Arithmetic(rule=adamw_judge.corrected_moments(adamw_judge.weighted_sum))
-    return [Subject("FlashAdamW", UnfusedFlashAdamW(), op="adamw", arithmetic=how, note=note)]
+    return [Subject("flashoptim AdamW", UnfusedFlashAdamW(), op="adamw", arithmetic=how, note=note)]

@@ -1,8 +1,9 @@
 """HeavyBall, run eagerly: compiling every shape of every case would take hours and changes no formula.
 
 Its AdamW keeps moments that are already bias-corrected, m / (1 - beta1^t) and v / (1 - beta2^t), in float32.  So states
-can be given only where they are zero, and only parameters mean the same as ours.  It rounds to bfloat16 stochastically,
-by design: then two runs differ, and no bound of rounding to nearest applies.
+can be given only where they are zero, and only parameters mean the same as ours.  Its denominator is max(sqrt(v), eps)
+where AdamW's is sqrt(v) + eps, which shows where v is small.  It rounds to bfloat16 stochastically, by design: then two
+runs differ, and no bound of rounding to nearest applies.
 """
 
 from __future__ import annotations

@@ -49,9 +49,7 @@ def polar_op(subjects: list[Subject]) -> Op:
         name=f"polar, {schedule.name}",
         cases=cases,
         backends=lambda: (*ours(polar.OP), *subjects),
-        judge=lambda problem, outputs, backend: (polar_judge.judge if isinstance(backend, Subject) else polar.judge)(
-            problem, outputs, backend
-        ),
+        judge=_judged_by(polar.judge, polar_judge.judge),
     )
 
 

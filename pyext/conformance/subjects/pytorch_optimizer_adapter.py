@@ -53,21 +53,21 @@ def implementations() -> list[Subject]:
     gram = Arithmetic(torch.float16, gram_newton_schulz, norm_dtype=torch.float32, floor=1e-7)
     return [
         Subject(
-            "FlashAdamW",
+            "pytorch-optimizer AdamW",
             PortableFlashAdamW(),
             op="adamw",
             arithmetic=adamw_judge.Arithmetic(rule=adamw_judge.corrected_moments(adamw_judge.lerp)),
             note="pytorch_optimizer.FlashAdamW(quantize=False)",
         ),
         Subject(
-            "Muon",
+            "pytorch-optimizer Muon",
             OptimizerMuon("newton_schulz"),
             op="polar",
             arithmetic=standard,
             note="pytorch_optimizer.Muon: its Newton–Schulz, in bfloat16",
         ),
         Subject(
-            "Muon, Gram",
+            "pytorch-optimizer Muon, Gram",
             OptimizerMuon("gram_newton_schulz"),
             op="polar",
             arithmetic=gram,
