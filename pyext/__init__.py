@@ -20,8 +20,8 @@ __all__ = ["__version__", "adamw_", "explain", "info", "optim", "polar", "refere
 def __getattr__(name: str):
     if name not in _COMPILED:
         raise AttributeError(f"module 'steepest' has no attribute {name!r}")
-    home = _COMPILED[name]
-    value = importlib.import_module(f"steepest.{name}") if home is None else getattr(importlib.import_module(home), name)
+    module = importlib.import_module(_COMPILED[name] or f"steepest.{name}")
+    value = getattr(module, name) if _COMPILED[name] else module
     globals()[name] = value
     return value
 

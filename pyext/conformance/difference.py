@@ -11,7 +11,7 @@ from typing import Any
 from steepest.conformance import records
 from steepest.conformance.runner import FAIL, OK, Result
 
-# A share of a bound is listed when it grew by a tenth of the bound.  With the same seed on the same machine nothing moves;
+# A share of a bound is listed when it grew by a tenth of the bound.  With one seed on one machine nothing moves;
 # between two seeds 5 % of the quick figures do (AdamW and polar on the CPU).
 GROWTH = 0.1
 Cell = tuple[str, ...]

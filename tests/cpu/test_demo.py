@@ -9,12 +9,13 @@ import time
 from argparse import Namespace
 
 import pytest
-import steepest.demo
 import torch
+from torch import nn
+
+import steepest.demo
 from steepest.demo import report, run, text, train
 from steepest.demo.model import Transformer
 from steepest.demo.optimizers import OPTIMIZERS
-from torch import nn
 
 TINY = ["--steps", "8", "--batch", "4", "--context", "32", "--width", "32", "--layers", "2", "--heads", "2"]
 TINY += ["--eval-every", "3", "--characters", "40000"]
