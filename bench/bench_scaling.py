@@ -12,6 +12,7 @@ import torch
 from problems import adamw_costs, adamw_runners, newton_schulz, parameters, polar_costs
 
 import steepest
+from steepest.matrix.polar import plan
 
 
 def line(xs: list[float], ts: list[float]) -> tuple[float, float, float]:
@@ -71,8 +72,12 @@ def bench_scaling_elements(race, device, case):
 def bench_scaling_matrix_size(race, device, case):
     """Polar factors of square matrices; `exponent` is the slope of log t over log n at the three largest."""
     matrices = {n: torch.randn(n, n, device=device) for n in case}
+    schedule = plan((1, 1), torch.float32, device).schedule
     points = {
-        n: (lambda x=x: steepest.polar(x), {"plain Newton-Schulz": lambda x=x: newton_schulz(x)})
+        n: (
+            lambda x=x: steepest.polar(x),
+            {"plain Newton-Schulz": lambda x=x: newton_schulz(x, schedule, torch.float32)},
+        )
         for n, x in matrices.items()
     }
     ours, peers = points[case[-1]]

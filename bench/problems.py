@@ -11,13 +11,12 @@ import steepest
 from steepest._native import WITH_CUDA, lib
 from steepest.conformance.registry import registered_ops
 from steepest.matrix.polar import UNIT_ROUNDOFF, plan
-from steepest.schedules import NORM_MARGIN, named
+from steepest.schedules import NORM_MARGIN, Schedule
 
 ADAMW_PEERS: dict[str, Callable] = {
     "torch fused": lambda params, **options: torch.optim.AdamW(params, fused=True, **options),
     "torch foreach": lambda params, **options: torch.optim.AdamW(params, foreach=True, **options),
 }
-SCHEDULE = named("polar-express", 5)  # what steepest.polar takes by default
 
 
 def parameters(shapes, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
@@ -77,29 +76,38 @@ def adamw_runners(params: list[Tensor], peers, *, lr: float = 1e-3, **options) -
     return ours.step, {name: optimizer.step for name, optimizer in theirs.items()}
 
 
-def newton_schulz(x, margin: float = NORM_MARGIN):
-    """The usual five lines: normalise, then X <- (a I + b A + c A^2) X with A = X X^T, in x's dtype; batches too."""
+def newton_schulz(x: Tensor, schedule: Schedule, working: torch.dtype, margin: float = NORM_MARGIN) -> Tensor:
+    """The usual five lines: normalise, then X <- (a I + b A + c A^2) X with A = X X^T; batches too."""
     # The norm in float64: torch's float32 sum over these sizes is off by up to 3e-3, which would be most of the error.
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float64)
-    x = x / (norm * (1 + margin)).to(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float64) * (1 + margin)
+    wide = torch.promote_types(x.dtype, torch.float32)
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    x = ((x.mT if tall else x).to(wide) / norm.to(wide)).to(working)
     multiply_add = torch.addmm if x.dim() == 2 else torch.baddbmm
-    for a, b, c in SCHEDULE.coefficients:
+    for a, b, c in schedule.coefficients:
         gram = x @ x.mT
         x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
-def accuracy(result, x, unit: float) -> tuple[float, float]:
-    """Largest Frobenius error over the batch against the same polynomials in float64, and its bound.
+def polar_gate(x: Tensor, schedule: Schedule, working: torch.dtype) -> tuple[Tensor, float]:
+    """(the schedule's polynomials of x in float64, how far ours may be from it: largest Frobenius norm over the batch).
 
-    The bound is that of `steepest.polar`'s docstring, 2 (T + 1) u slope, and the rounding of the result to x's dtype.
+    Four times what plain Newton-Schulz in the same working precision misses by on this x: the Gram form is restarted
+    before its rounding is amplified by twice as much (steepest.matrix.polar), the other two are for chance.  And one
+    rounding of the result to x's dtype.
     """
-    exact = newton_schulz(x.double(), max(NORM_MARGIN, 4 * unit))
-    error = torch.linalg.matrix_norm(result.double() - exact).max().item()
+    unit = UNIT_ROUNDOFF[working]
+    margin = max(NORM_MARGIN, 4 * unit)  # as steepest.polar divides
+    exact = newton_schulz(x.double(), schedule, torch.float64, margin)
+    plain = newton_schulz(x, schedule, working, margin)
     stored = UNIT_ROUNDOFF[x.dtype] * torch.linalg.matrix_norm(exact).max().item()
-    return error, 2 * (SCHEDULE.steps + 1) * unit * SCHEDULE.slope + stored
+    return exact, 4 * distance(plain, exact) + stored
+
+
+def distance(result: Tensor, exact: Tensor) -> float:
+    """Largest Frobenius norm of the difference over the batch."""
+    return torch.linalg.matrix_norm(result.double() - exact).max().item()
 
 
 def polar_costs(x: Tensor) -> dict:
