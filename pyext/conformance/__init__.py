@@ -8,6 +8,7 @@ compare      figures from results
 runner       one cell: build, run, judge, repeat;  worker: cells that need Triton's interpreter
 validate     the command line;  report: table and JSON;  records: results in a report
 difference   of two reports;  page: a report as HTML;  aot: what the compilers make of the kernels
+subjects     other libraries through the same cases
 """
 
 from __future__ import annotations

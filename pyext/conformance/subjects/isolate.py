@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 
 from steepest.conformance.registry import Op
@@ -79,7 +80,8 @@ class RemoteLibrary:
 
     def close(self) -> None:
         for stream in (self.process.stdin, self.process.stdout, self.errors):
-            stream.close()
+            with suppress(BrokenPipeError):  # a request that a dead process did not take
+                stream.close()
         self.process.wait()
 
 
