@@ -20,7 +20,7 @@ from steepest.info import info
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")
 DEVICES = {
-    "cpu": pytest.param("cpu", id="cpu"),
+    "cpu": pytest.param("cpu", id="cpu", marks=[pytest.mark.benchmark(timer=CLOCKS["cpu"])]),
     "cuda": pytest.param(
         "cuda", id="cuda", marks=[pytest.mark.gpu, NO_GPU, pytest.mark.benchmark(timer=CLOCKS["cuda"])]
     ),

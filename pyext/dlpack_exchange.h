@@ -15,16 +15,24 @@ namespace py = pybind11;
 enum DLDeviceType : int32_t { kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3 };
 enum DLTypeCode : uint8_t { kDLFloat = 2, kDLBfloat = 4 };
 
+struct DLDevice {
+  int32_t type, id;
+};
+inline bool operator==(DLDevice a, DLDevice b) { return a.type == b.type && a.id == b.id; }
+
+struct DLDataType {
+  uint8_t code, bits;
+  uint16_t lanes;
+};
+inline bool operator==(DLDataType a, DLDataType b) {
+  return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
+}
+
 struct DLTensor {
   void *data;
-  struct {
-    int32_t type, id;
-  } device;
+  DLDevice device;
   int32_t ndim;
-  struct {
-    uint8_t code, bits;
-    uint16_t lanes;
-  } dtype;
+  DLDataType dtype;
   int64_t *shape;
   int64_t *strides;
   uint64_t byte_offset;
@@ -42,13 +50,8 @@ struct DLPackExchangeAPI {
   int (*current_work_stream)(int32_t device_type, int32_t device_id, void **out);
 };
 
-// What the kernels need to know of one tensor.  Shape and strides live in the tensor itself, or in `storage`.
-struct View {
-  char *data = nullptr;
-  int32_t device_type = 0, device_index = 0;
-  int32_t dtype = -1;  // steepest_dtype, -1 for any other
-  int32_t ndim = 0;
-  const int64_t *shape = nullptr, *strides = nullptr;
+// A tensor as DLPack describes it.  Shape and strides live in the tensor itself, or in `storage`.
+struct View : DLTensor {
   std::vector<int64_t> storage;
 };
 
@@ -57,19 +60,45 @@ class TensorReader {
   TensorReader();
   // False when the object is no plain strided tensor (a subclass, sparse, fake, not a tensor): Python then says what
   // is wrong.  No Python exception is left set.
-  bool read(py::handle object, View &view) const;
+  bool read(PyObject *object, View &view) const {
+    if (!plain(object)) return false;
+    if (api_ == nullptr) return read_slow(object, view);
+    if (api_->dltensor_from_py_object(object, &view) == 0) return true;
+    PyErr_Clear();
+    return false;
+  }
+  // The gradient, a new reference; Py_None when there is none, nullptr with a Python exception set.
+  PyObject *grad(PyObject *object) const {
+    return plain(object) ? get_grad_(grad_.ptr(), object, nullptr) : PyObject_GetAttrString(object, "grad");
+  }
+  // Addresses worth prefetching before the tensor is read again: what the head of torch's tensor points to.
+  void parts(PyObject *object, const void *(&out)[3]) const {
+    if (!head_known_) return;
+    const void *const *head = reinterpret_cast<const void *const *const *>(object)[2];
+    out[0] = head[2];
+    out[1] = head[3];
+    out[2] = head[5];
+  }
   // The framework's current stream, which CUDA work must follow.
   void *stream(int32_t device_index) const;
   bool fast() const { return api_ != nullptr; }
   void use_fast(bool on);
 
  private:
-  bool read_fast(py::handle object, View &view) const;
+  // Only exact types: a subclass (DTensor, FakeTensor) may not own the memory that the table reports.
+  bool plain(PyObject *object) const {
+    const PyTypeObject *type = Py_TYPE(object);
+    return type == reinterpret_cast<PyTypeObject *>(tensor_type_.ptr()) ||
+           type == reinterpret_cast<PyTypeObject *>(parameter_type_.ptr());
+  }
   bool read_slow(py::handle object, View &view) const;
   const DLPackExchangeAPI *api_ = nullptr;
   const DLPackExchangeAPI *found_ = nullptr;
-  // Only exact types: a subclass (DTensor, FakeTensor) may not own the memory that the table reports.
   py::object torch_, tensor_type_, parameter_type_;
+  // Tensor.grad's descriptor, called without looking "grad" up again for each tensor.
+  py::object grad_;
+  descrgetfunc get_grad_;
+  bool head_known_ = false;  // whether a tensor's head lies where `parts` looks for it
 };
 
 }  // namespace steepest_python

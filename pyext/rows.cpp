@@ -9,6 +9,13 @@ namespace {
 
 int64_t element_size(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : 2; }
 
+int32_t kernel_dtype(DLDataType type) {
+  if (type == DLDataType{kDLFloat, 32, 1}) return STEEPEST_FLOAT32;
+  if (type == DLDataType{kDLFloat, 16, 1}) return STEEPEST_FLOAT16;
+  if (type == DLDataType{kDLBfloat, 16, 1}) return STEEPEST_BFLOAT16;
+  return -1;
+}
+
 // True when the elements fill one block of memory without gaps or overlap, in whatever order of dimensions.
 bool dense(const View &v) {
   int64_t expected = 1;
@@ -53,31 +60,32 @@ int64_t count(const View &v) {
 }  // namespace
 
 void Rows::resize(int num_roles, int64_t num_rows) {
+  type_.resize(num_roles);
   dtype.assign(num_roles, STEEPEST_FLOAT32);
   address.resize(num_roles);
   for (auto &column : address) column.resize(num_rows);
   numel.resize(num_rows);
 }
 
-Mismatch Rows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
+// The first row says which device and dtypes all rows must have.
+const char *Rows::start(int role, const View &view) {
+  dtype[role] = kernel_dtype(view.dtype);
+  type_[role] = view.dtype;
+  if (role == 0) device = view.device;
+  return dtype[role] < 0 ? "dtype" : nullptr;
+}
+
+const char *Rows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
   View &view = role == 0 ? first_ : other_;
-  if (!reader.read(tensor, view)) return {"type", role, row};
-  if (view.dtype < 0) return {"dtype", role, row};
-  if (row == 0) dtype[role] = view.dtype;
-  if (view.dtype != dtype[role]) return {"mixed dtype", role, row};
-  if (row == 0 && role == 0) {
-    device_type = view.device_type;
-    device_index = view.device_index;
-  }
-  if (view.device_type != device_type || view.device_index != device_index) return {"device", role, row};
-  if (role == 0) {
-    if (!dense(view)) return {"layout", role, row};
-    numel[row] = count(view);
-  } else if (const char *reason = compare(first_, view)) {
-    return {reason, role, row};
-  }
-  address[role][row] = view.data;
-  return {};
+  if (!reader.read(tensor, view)) return "type";
+  if (row == 0)
+    if (const char *reason = start(role, view)) return reason;
+  if (!(view.dtype == type_[role])) return kernel_dtype(view.dtype) < 0 ? "dtype" : "mixed dtype";
+  if (!(view.device == device)) return "device";
+  address[role][row] = static_cast<char *>(view.data) + view.byte_offset;
+  if (role > 0) return compare(first_, view);
+  numel[row] = count(view);
+  return dense(view) ? nullptr : "layout";
 }
 
 Mismatch Rows::gather(const TensorReader &reader, const std::vector<py::list> &roles) {
@@ -88,7 +96,8 @@ Mismatch Rows::gather(const TensorReader &reader, const std::vector<py::list> &r
   resize(num_roles, num_rows);
   for (int64_t row = 0; row < num_rows; ++row)
     for (int role = 0; role < num_roles; ++role)
-      if (const Mismatch mismatch = add(reader, PyList_GET_ITEM(roles[role].ptr(), row), role, row)) return mismatch;
+      if (const char *reason = add(reader, PyList_GET_ITEM(roles[role].ptr(), row), role, row))
+        return {reason, role, row};
   return {};
 }
 
@@ -100,8 +109,29 @@ StateRows::StateRows(py::list params, py::list entries, const std::vector<std::s
   for (const std::string &name : watched) {
     names_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(name.c_str())));
     py::list column;
-    for (const py::handle entry : entries_) column.append(entry[names_.back()]);
+    for (const py::handle entry : entries_)
+      column.append(py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(entry.ptr(), names_.back().ptr())));
     columns_.push_back(column);
+  }
+  increment_version_ = py::module_::import("torch").attr("autograd").attr("graph").attr("increment_version");
+  const size_t num_rows = params_.size();
+  rows_.resize(1 + static_cast<int>(names_.size()), static_cast<int64_t>(num_rows));
+  hints_.resize(2 * num_rows);
+  layout_.resize(num_rows);
+  step_address_.resize(num_rows);
+}
+
+bool StateRows::Layout::same(const View &view) const {
+  return ndim == view.ndim && device == view.device && std::equal(shape, shape + ndim, view.shape) &&
+         std::equal(strides, strides + ndim, view.strides);
+}
+
+void StateRows::Layout::take(const View &view) {
+  device = view.device;
+  ndim = view.ndim <= kDims ? view.ndim : -1;
+  for (int32_t d = 0; d < ndim; ++d) {
+    shape[d] = view.shape[d];
+    strides[d] = view.strides[d];
   }
 }
 
@@ -110,42 +140,68 @@ StateRows::StateRows(py::list params, py::list entries, const std::vector<std::s
 // addresses are harmless: a prefetch never faults.
 void StateRows::prefetch(int64_t row) const {
   constexpr int64_t kAhead = 6;
-  if (row + kAhead >= static_cast<int64_t>(params_.size())) return;
-  __builtin_prefetch(PyList_GET_ITEM(entries_.ptr(), row + kAhead));
-  const size_t roles = 1 + names_.size();
-  for (size_t role = 0; role < roles; ++role) {
-    const Hint &hint = hints_[(row + kAhead) * roles + role];
+  if (row + kAhead >= static_cast<int64_t>(layout_.size())) return;
+  for (int role = 0; role < 2; ++role) {
+    const Hint &hint = hints_[2 * (row + kAhead) + role];
     const char *shape = static_cast<const char *>(hint.shape);
     __builtin_prefetch(hint.object);
     for (int line = -1; line <= 2; ++line) __builtin_prefetch(shape + 64 * line);
+    for (const void *part : hint.parts) __builtin_prefetch(part);
   }
 }
 
-Mismatch StateRows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
-  if (const Mismatch mismatch = rows_.add(reader, tensor, role, row)) return mismatch;
-  hints_[row * (1 + names_.size()) + role] = {tensor, rows_.last(role).shape};
+// Takes the parameter or the gradient of a row, and notes where it was.
+const char *StateRows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
+  if (const char *reason = rows_.add(reader, tensor, role, row)) return reason;
+  Hint &hint = hints_[2 * row + role];
+  hint.object = tensor;
+  hint.shape = rows_.last(role).shape;
+  reader.parts(tensor, hint.parts);
+  return nullptr;
+}
+
+Mismatch StateRows::gather_states(const TensorReader &reader, int64_t row) {
+  PyObject *entry = PyList_GET_ITEM(entries_.ptr(), row);
+  for (size_t k = 0; k < names_.size(); ++k)
+    if (PyDict_GetItemWithError(entry, names_[k].ptr()) != PyList_GET_ITEM(columns_[k].ptr(), row))
+      return {"stale", 0, row};
+  View step;
+  if (!reader.read(PyList_GET_ITEM(columns_[0].ptr(), row), step)) return {"stale", 0, row};
+  if (step_address_[row] != nullptr && step_address_[row] != step.data) return {"stale", 0, row};
+  step_address_[row] = step.data;
+  for (int k = 1; k < static_cast<int>(names_.size()); ++k)
+    if (const char *reason = rows_.add(reader, PyList_GET_ITEM(columns_[k].ptr(), row), k + 1, row))
+      return {reason, k + 1, row};
   return {};
 }
 
-Mismatch StateRows::gather(const TensorReader &reader) {
-  static const py::handle grad_name = PyUnicode_InternFromString("grad");
+Mismatch StateRows::gather_row(const TensorReader &reader, int64_t row) {
+  PyObject *param = PyList_GET_ITEM(params_.ptr(), row);
+  const py::object grad = py::reinterpret_steal<py::object>(reader.grad(param));
+  if (!grad) throw py::error_already_set();
+  if (grad.is_none()) return {"no grad", 1, row};
+  if (const char *reason = add(reader, param, 0, row)) return {reason, 0, row};
+  if (const char *reason = add(reader, grad.ptr(), 1, row)) return {reason, 1, row};
+  // The states were compared with the layout that the parameter had then.
+  if (open_[row] || !layout_[row].same(rows_.last(0))) {
+    if (const Mismatch mismatch = gather_states(reader, row)) return mismatch;
+    layout_[row].take(rows_.last(0));
+  }
+  return {};
+}
+
+Mismatch StateRows::gather(const TensorReader &reader, const std::vector<int64_t> &open) {
+  constexpr int64_t kBlock = 128;  // rows whose objects fit in a core's cache
   const int64_t num_rows = static_cast<int64_t>(params_.size());
-  rows_.resize(1 + static_cast<int>(names_.size()), num_rows);
-  hints_.resize(num_rows * (1 + names_.size()), Hint{nullptr, nullptr});
-  for (int64_t row = 0; row < num_rows; ++row) {
-    prefetch(row);
-    PyObject *param = PyList_GET_ITEM(params_.ptr(), row), *entry = PyList_GET_ITEM(entries_.ptr(), row);
-    const py::object grad = py::reinterpret_steal<py::object>(PyObject_GetAttr(param, grad_name.ptr()));
-    if (!grad) throw py::error_already_set();
-    if (grad.is_none()) return {"no grad", 1, row};
-    for (size_t k = 0; k < names_.size(); ++k)
-      if (PyDict_GetItem(entry, names_[k].ptr()) != PyList_GET_ITEM(columns_[k].ptr(), row)) return {"stale", 0, row};
-    if (const Mismatch mismatch = add(reader, param, 0, row)) return mismatch;
-    if (const Mismatch mismatch = add(reader, grad.ptr(), 1, row)) return mismatch;
-    for (size_t k = 1; k < names_.size(); ++k)
-      if (const Mismatch mismatch =
-              add(reader, PyList_GET_ITEM(columns_[k].ptr(), row), static_cast<int>(k) + 1, row))
-        return mismatch;
+  open_.assign(num_rows, 0);
+  for (const int64_t row : open) open_.at(row) = 1;
+  for (int64_t begin = 0; begin < num_rows; begin += kBlock) {
+    const int64_t end = std::min(num_rows, begin + kBlock);
+    for (int64_t row = begin; row < end; ++row) {
+      prefetch(row);
+      if (const Mismatch mismatch = gather_row(reader, row)) return mismatch;
+    }
+    increment_version_(py::reinterpret_steal<py::list>(PyList_GetSlice(params_.ptr(), begin, end)));
   }
   return {};
 }

@@ -19,8 +19,8 @@ struct Mismatch {
 
 // Flat addresses of all rows, one list per role.
 struct Rows {
-  int32_t device_type = kDLCPU, device_index = 0;
-  std::vector<int32_t> dtype;                // per role
+  DLDevice device = {kDLCPU, 0};
+  std::vector<int32_t> dtype;                // steepest_dtype per role
   std::vector<std::vector<void *>> address;  // [role][row]
   std::vector<int64_t> numel;                // [row]
 
@@ -28,40 +28,60 @@ struct Rows {
   Mismatch gather(const TensorReader &reader, const std::vector<py::list> &roles);
 
   void resize(int num_roles, int64_t num_rows);
+  // Takes one tensor; roles of a row in order, the parameter first.  nullptr, or the reason why not.
+  const char *add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
   // The tensor added last.
   const View &last(int role) const { return role == 0 ? first_ : other_; }
-  // Takes one tensor; roles of a row in order, the parameter first.
-  Mismatch add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
 
  private:
+  const char *start(int role, const View &view);
+  std::vector<DLDataType> type_;  // per role
   View first_, other_;
 };
 
 // The rows of an optimizer: parameters, and the dictionaries that hold their states.  One walk per step reads each
-// parameter's gradient, looks its states up and takes all addresses: 10,000 rows are some 20 MB of Python and tensor
-// objects, so every further walk over them would cost another trip to memory (measured: 26 ms for separate walks).
+// parameter, its gradient and, of the rows that are open, the states: the others are known not to have changed (see
+// optim/state.py).  10,000 rows are some 25 MB of Python and tensor objects, more than a step's share of the caches:
+// reading the states of all of them as well takes 5.3 ms instead of 2.4.
 class StateRows {
  public:
   // `names` are the keys of the states in entries[row]; "step" is watched beside them.
   StateRows(py::list params, py::list entries, const std::vector<std::string> &names);
   // Fills rows().  "stale": a state or counter was replaced or removed; "no grad": a parameter has no gradient; others as
-  // Rows::gather.
-  Mismatch gather(const TensorReader &reader);
+  // Rows::gather.  Also counts up the parameters' versions, while they are in the cache: kernels write through
+  // addresses, and autograd must notice that a tensor which it saved has changed.
+  Mismatch gather(const TensorReader &reader, const std::vector<int64_t> &open);
   const Rows &rows() const { return rows_; }
 
  private:
-  Rows rows_;  // kept, so that its memory is allocated once
-  // Where the tensors of a row were found last time: the objects, and their shapes, which lie inside torch's tensors.
+  // Where a tensor's objects were found last time: Python's, the sizes inside torch's, and what torch's points to (its
+  // storage, autograd metadata and version counter).
   struct Hint {
-    const void *object, *shape;
+    const void *object, *shape, *parts[3];
+  };
+  // Where a row's parameter was, and how laid out, when its states were last compared with it.
+  struct Layout {
+    static constexpr int32_t kDims = 5;
+    DLDevice device = {0, 0};
+    int32_t ndim = -1;  // -1: unknown, or more than kDims
+    int64_t shape[kDims], strides[kDims];
+    bool same(const View &view) const;
+    void take(const View &view);
   };
   void prefetch(int64_t row) const;
-  Mismatch add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
-  std::vector<Hint> hints_;  // [row * roles + role]
+  Mismatch gather_row(const TensorReader &reader, int64_t row);
+  const char *add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
+  Mismatch gather_states(const TensorReader &reader, int64_t row);
+  Rows rows_;                // kept, so that its memory is allocated once
+  std::vector<Hint> hints_;  // [2 * row + role]
+  std::vector<Layout> layout_;
+  std::vector<uint8_t> open_;
+  std::vector<const void *> step_address_;
   // columns_[k][row] is what entries_[row][names_[k]] must still be; the first name is "step".
   py::list params_, entries_;
   std::vector<py::str> names_;
   std::vector<py::list> columns_;
+  py::object increment_version_;
 };
 
 // Tells whether two written tensors, or a written and a read one, share memory.  Remembers the addresses that it last

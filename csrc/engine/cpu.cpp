@@ -1,9 +1,10 @@
-// CPU engine: threads take equal shares of all elements; a share is walked tile by tile through the stages.
+// CPU engine: threads take shares of all elements, equal in cost; a share is walked tile by tile through the stages.
 #include "engine/engine.h"
 
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "engine/plan.h"
 #include "engine/stages.h"
@@ -13,6 +14,9 @@ namespace {
 
 // Below this many elements per thread, waking another thread costs more than it saves (about 5 us).
 constexpr int64_t kMinShare = 1 << 14;
+
+// Threads take shares as they come free: cores differ (laptops), and are taken away (shared machines).
+constexpr int kSharesPerThread = 8;
 
 int thread_count(const steepest_exec &exec, int64_t cost) {
   const int allowed = exec.num_threads > 0 ? exec.num_threads : omp_get_max_threads();
@@ -80,16 +84,20 @@ steepest_status adamw(const AdamWCall &call) {
   const Gradient gradient{a.grad_scale ? *a.grad_scale : 1.0f, (a.flags & STEEPEST_MAXIMIZE) != 0};
   const int64_t cost = total_cost(a.numel, a.num_tensors);
   const int threads = thread_count(*call.exec, cost);
-  const auto share = [&](int part, int parts) {
-    for_share(a.numel, a.num_tensors, cost, part, parts, [&](int64_t tensor, int64_t begin, int64_t end) {
-      adamw_range(call, gradient, tensor, begin, end);
-    });
+  const int parts = threads == 1 ? 1 : threads * kSharesPerThread;
+  std::atomic<int> taken{0};
+  const auto work = [&] {
+    ShareWalk walk(a.numel, a.num_tensors, cost, parts);
+    for (int part = taken++; part < parts; part = taken++)
+      walk.visit(part, [&](int64_t tensor, int64_t begin, int64_t end) {
+        adamw_range(call, gradient, tensor, begin, end);
+      });
   };
   if (threads == 1) {
-    share(0, 1);
+    work();
   } else {
 #pragma omp parallel num_threads(threads)
-    share(omp_get_thread_num(), omp_get_num_threads());
+    work();
   }
   return STEEPEST_OK;
 }

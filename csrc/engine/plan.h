@@ -1,5 +1,5 @@
 // The CPU work plan: the concatenation of all tensors is cut into shares of equal cost, wherever the cuts fall.
-// Nothing is stored; each thread walks the sizes and finds its own share (10,000 additions take about 5 us).
+// Nothing is stored; each thread walks the sizes once and finds its shares (10,000 additions take about 5 us).
 #pragma once
 
 #include <algorithm>
@@ -19,29 +19,39 @@ inline int64_t total_cost(const int64_t *numel, int64_t num_tensors) {
   return cost;
 }
 
-// Calls visit(tensor, begin, end) for the element ranges of share `part` of `parts`, in order.  Over all parts every
-// element is visited exactly once.
-template <class Visit>
-void for_share(const int64_t *numel, int64_t num_tensors, int64_t cost, int part, int parts, Visit &&visit) {
-  const auto cut = [&](int k) {
-    return static_cast<int64_t>(static_cast<__int128>(cost) * k / parts);
-  };
-  const int64_t first = cut(part), last = cut(part + 1);
-  int64_t start = 0;  // cost of all tensors before this one
-  for (int64_t i = 0; i < num_tensors && start < last; ++i) {
-    if (numel[i] == 0) continue;
-    const int64_t next = start + numel[i] + kTensorCost;
-    if (next > first) {
-      // A cut's place inside the tensor is a function of the cut alone, so neighbours agree on it.
-      const auto place = [&](int64_t at) {
-        const int64_t element = std::clamp<int64_t>(at - start - kTensorCost, 0, numel[i]);
-        return at >= next ? numel[i] : element / kCutMultiple * kCutMultiple;
-      };
-      const int64_t begin = place(first), end = place(last);
-      if (begin < end) visit(i, begin, end);
+// Walks shares in increasing order; each walk continues where the one before it ended.
+class ShareWalk {
+ public:
+  ShareWalk(const int64_t *numel, int64_t num_tensors, int64_t cost, int parts)
+      : numel_(numel), num_tensors_(num_tensors), cost_(cost), parts_(parts) {}
+
+  // Calls visit(tensor, begin, end) for the element ranges of share `part`, in order.  Over all parts every element is
+  // visited exactly once.
+  template <class Visit>
+  void visit(int part, Visit &&visit) {
+    const int64_t first = cut(part), last = cut(part + 1);
+    while (tensor_ < num_tensors_ && start_ < last) {
+      const int64_t next = start_ + (numel_[tensor_] == 0 ? 0 : numel_[tensor_] + kTensorCost);
+      const int64_t begin = place(first, next), end = place(last, next);
+      if (next > first && begin < end) visit(tensor_, begin, end);
+      if (next > last) return;  // the rest of this tensor belongs to the next share
+      start_ = next;
+      ++tensor_;
     }
-    start = next;
   }
-}
+
+ private:
+  int64_t cut(int k) const { return static_cast<int64_t>(static_cast<__int128>(cost_) * k / parts_); }
+  // A cut's place inside the tensor is a function of the cut alone, so neighbours agree on it.
+  int64_t place(int64_t at, int64_t next) const {
+    if (at >= next) return numel_[tensor_];
+    return std::clamp<int64_t>(at - start_ - kTensorCost, 0, numel_[tensor_]) / kCutMultiple * kCutMultiple;
+  }
+
+  const int64_t *numel_;
+  int64_t num_tensors_, cost_;
+  int parts_;
+  int64_t tensor_ = 0, start_ = 0;  // the tensor to go on with, and the cost of all before it
+};
 
 }  // namespace steepest

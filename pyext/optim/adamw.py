@@ -24,8 +24,8 @@ class AdamWRule(Rule):
     def hyper(self, group: dict) -> tuple:
         return adamw_numbers("AdamW", group["lr"], group["betas"], group["eps"], group["weight_decay"])
 
-    def gather(self, rows, guard) -> str | None:
-        found = lib.adamw_gather(reader, guard, rows)
+    def gather(self, rows, guard, open_rows) -> str | None:
+        found = lib.adamw_gather(reader, guard, rows, open_rows)
         return None if found is None else found[0]
 
     def run(self, rows, hyper, index, flags) -> None:

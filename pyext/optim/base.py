@@ -3,17 +3,20 @@
 Data flow of a step: every parameter of every group that has a gradient becomes a row (parameter, gradient, states) of
 a `Table`; rows with the same device, dtypes and flags go to the kernel in one call, each with the number of its
 hyper-parameter row.  The table is kept between steps and proven still right by object identity, which costs a few
-nanoseconds per tensor; addresses, shapes and strides are read afresh in every call (see rows.cpp).
+nanoseconds per tensor; addresses, shapes and strides of parameters and gradients are read afresh in every call (see
+rows.cpp), those of states whenever somebody may have reached them (see state.py).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from steepest._native import lib
+from steepest.optim.state import ParamState, counter_untouched, untouched
 
 
 class Rule:
@@ -33,7 +36,7 @@ class Rule:
         """The group's hyper-parameters, checked, as the kernel takes them, without the step number."""
         raise NotImplementedError
 
-    def gather(self, rows, guard) -> str | None:
+    def gather(self, rows, guard, open_rows: list[int]) -> str | None:
         """None when the StateRows `rows` are ready for `run`, otherwise the reason why not."""
         raise NotImplementedError
 
@@ -66,11 +69,17 @@ class Table:
         # The counters of all rows are one tensor, so that counting is one operation; each state["step"] is a 0-dim
         # float32 view of it, which is what torch.optim keeps there.
         self.steps = torch.tensor([float(entry.get("step", 0.0)) for entry in self.entries], dtype=torch.float32)
-        counters = list(self.steps.unbind())
-        for entry, counter in zip(self.entries, counters):
+        for entry, counter in zip(self.entries, self.steps.unbind()):
             entry["step"] = counter
+        self.counts = self.steps.numpy()  # the same memory: numpy counts in 5 us where torch, called so rarely, takes 70
         self.rows = lib.StateRows(self.params, self.entries, self.names)
         self.guard = lib.OverlapGuard()
+        # Rows that somebody has looked at since the last step, and rows whose states must be read in each step.
+        self.touched: set[int] = set()
+        self.open = set(range(len(self.params)))
+        for row, entry in enumerate(self.entries):
+            if isinstance(entry, ParamState):
+                entry.row, entry.watch = row, self.touched
         self.groups = [number for number, _, _ in rows]
         self.distinct_groups = list(dict.fromkeys(self.groups))
         place = {number: i for i, number in enumerate(self.distinct_groups)}
@@ -79,7 +88,8 @@ class Table:
     def prepare(self) -> bool:
         """Gathers and checks everything; raises for mistakes; False when the table no longer fits the optimizer."""
         self.lists = None
-        reason = self.rule.gather(self.rows, self.guard)
+        self._settle()
+        reason = self.rule.gather(self.rows, self.guard, list(self.open))
         if reason in ("stale", "no grad"):
             return False
         if reason is not None:
@@ -89,6 +99,21 @@ class Table:
             self.rule.check(self.lists)
         return True
 
+    def _settle(self) -> None:
+        """Opens the rows that were touched; closes, after a step without any, those that nobody can reach."""
+        if self.touched:
+            self.open |= self.touched
+            self.touched.clear()
+        elif self.open:
+            self.open = {row for row in self.open if not self._closed(row)}
+
+    def _closed(self, row: int) -> bool:
+        """True when nothing leads to the states of a row except its entry, which notes who looks, and lib.StateRows."""
+        entry = self.entries[row]
+        if not isinstance(entry, ParamState) or not all(name in entry for name in ("step", *self.names)):
+            return False
+        return counter_untouched(entry) and all(untouched(entry, name) for name in self.names)
+
     def run(self, hyper: dict[int, tuple]) -> None:
         """The step that `prepare` made ready; counters advance only when it has succeeded."""
         rows, index = self._hyper_rows(hyper)
@@ -97,15 +122,14 @@ class Table:
         else:
             self.rule.step(self.lists, rows, index, self.flags)
             self.lists = None
-        # Kernels write through addresses; autograd must still notice that a tensor it saved has changed.
-        torch.autograd.graph.increment_version(self.params)
-        self.steps += 1
+            torch.autograd.graph.increment_version(self.params)  # lib.StateRows has done it on the other path
+        self.counts += 1
 
     def _hyper_rows(self, hyper: dict[int, tuple]) -> tuple[list[tuple], list[int] | None]:
-        low, high = (int(value) for value in self.steps.aminmax())
-        if low == high:
-            return [(*hyper[group], low + 1) for group in self.distinct_groups], self.group_index
-        keys = list(zip(self.groups, self.steps.tolist()))
+        first = int(self.counts[0])
+        if (self.counts == first).all():
+            return [(*hyper[group], first + 1) for group in self.distinct_groups], self.group_index
+        keys = list(zip(self.groups, self.counts.tolist()))
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         return [(*hyper[group], int(count) + 1) for group, count in number], [number[key] for key in keys]
 
@@ -116,6 +140,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __init__(self, params, defaults: dict):
         self._tables: dict[str, TableSet] = {}
         super().__init__(params, defaults)
+        self.state = defaultdict(ParamState)
 
     def _check_group(self, number: int, group: dict) -> None:
         """Raises for a group whose options are wrong; called at construction, add_param_group and loading."""
@@ -135,6 +160,13 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._tables = {}
+        self.state = defaultdict(ParamState, {p: ParamState(entry) for p, entry in self.state.items()})
+
+    def state_dict(self) -> dict:
+        """As torch's, with plain dictionaries."""
+        packed = super().state_dict()
+        packed["state"] = {key: dict(entry) for key, entry in packed["state"].items()}
+        return packed
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
@@ -152,12 +184,11 @@ class FusedOptimizer(torch.optim.Optimizer):
             table.run(hyper)
 
     def _prepared_tables(self, rule: Rule, groups: list[tuple[int, dict]]) -> list[Table]:
-        params = [p for _, group in groups for p in group["params"]]
-        key = [(number, len(group["params"]), rule.flags(group)) for number, group in groups]
+        key = [(number, rule.flags(group)) for number, group in groups]
         cached = self._tables.get(rule.name)
-        if cached is not None and cached.fits(key, params, self.state) and cached.prepare():
+        if cached is not None and cached.fits(key, groups, self.state) and cached.prepare():
             return cached.tables
-        fresh = TableSet(rule, groups, key, params, self.state)
+        fresh = TableSet(rule, groups, key, self.state)
         self._tables[rule.name] = fresh
         if not fresh.prepare():
             raise RuntimeError(f"{rule.name}: gradients or states changed while the step was being prepared")
@@ -167,9 +198,10 @@ class FusedOptimizer(torch.optim.Optimizer):
 class TableSet:
     """All tables of one rule, with what proves that they still describe the optimizer."""
 
-    def __init__(self, rule: Rule, groups: list[tuple[int, dict]], key: list, params: list[Tensor], state: dict):
-        self.key, self.params, self.state = key, params, state
-        grads = iter(lib.gradients(params))
+    def __init__(self, rule: Rule, groups: list[tuple[int, dict]], key: list, state: dict):
+        self.key, self.state = key, state
+        self.params = [list(group["params"]) for _, group in groups]
+        grads = iter(lib.gradients([p for params in self.params for p in params]))
         buckets: dict[tuple, list[tuple[int, dict, Tensor]]] = {}
         self.idle = []
         for number, group in groups:
@@ -181,13 +213,13 @@ class TableSet:
         self.tables = [Table(rule, rows, state) for rows in buckets.values()]
         self.entries = list(state.values())
 
-    def fits(self, key: list, params: list[Tensor], state: dict) -> bool:
-        """Same groups, same parameters, same state dictionaries: by identity, without hashing a tensor."""
+    def fits(self, key: list, groups: list[tuple[int, dict]], state: dict) -> bool:
+        """Same groups, same parameters, same state dictionaries: by identity, without touching a tensor."""
         return (
             self.key == key
             and self.state is state
-            and lib.same_objects(self.params, params)
-            and lib.same_objects(self.entries, list(state.values()))
+            and all(lib.same_objects(old, group["params"]) for old, (_, group) in zip(self.params, groups))
+            and lib.same_values(self.entries, state)
         )
 
     def prepare(self) -> bool:

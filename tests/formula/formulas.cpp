@@ -35,9 +35,11 @@ void scalar_adamw(float *p, const float *g, float *m, float *v, float *vmax, int
 void visits(const int64_t *numel, int64_t count, int parts, int32_t *hits, int64_t *largest_share) {
   const int64_t cost = total_cost(numel, count);
   *largest_share = 0;
+  // Two walks take turns unevenly, as two threads would.
+  ShareWalk walks[2] = {{numel, count, cost, parts}, {numel, count, cost, parts}};
   for (int part = 0; part < parts; ++part) {
     int64_t share = 0;
-    for_share(numel, count, cost, part, parts, [&](int64_t tensor, int64_t begin, int64_t end) {
+    walks[part % 3 == 1].visit(part, [&](int64_t tensor, int64_t begin, int64_t end) {
       int64_t base = 0;
       for (int64_t i = 0; i < tensor; ++i) base += numel[i];
       for (int64_t i = begin; i < end; ++i) ++hits[base + i];
@@ -50,8 +52,9 @@ void visits(const int64_t *numel, int64_t count, int parts, int32_t *hits, int64
 void huge(int64_t numel, int parts, int64_t *seen, int64_t *last) {
   const int64_t cost = total_cost(&numel, 1);
   *seen = *last = 0;
+  ShareWalk walk(&numel, 1, cost, parts);
   for (int part = 0; part < parts; ++part)
-    for_share(&numel, 1, cost, part, parts, [&](int64_t, int64_t begin, int64_t end) {
+    walk.visit(part, [&](int64_t, int64_t begin, int64_t end) {
       if (begin != *last) *seen = -1;
       *seen += end - begin;
       *last = end;
