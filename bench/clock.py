@@ -12,11 +12,13 @@ import torch
 # While the device sleeps, the host queues the timed work, so that the events enclose no waiting for the host.
 CYCLES_PER_SECOND = 2.0e9  # at least the clock of any GPU so far: too many only sleep longer
 LONGEST_SLEEP = 0.02
-CACHE_SIZES = 3  # so many times the size of the last cache is read before each call, which finds nothing of its own in it
+CACHE_SIZES = (
+    3  # so many times the size of the last cache is read before each call, which finds nothing of its own in it
+)
 
 
 class HostClock:
-    """Host seconds spent so far inside functions that went through `timed`, for work that is done when the call returns.
+    """Host seconds spent so far inside functions that went through `timed`; the work is done when a call returns.
 
     Each call finds a cold cache, as an optimizer does in training: other memory is read first.  Without that each
     runner would start in the state that the one before it left: writing back what torch's foreach had written cost

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import steepest
+from steepest import rules
 from steepest._native import WITH_CUDA, lib
 from steepest.conformance.registry import registered_ops
 from steepest.matrix.polar import UNIT_ROUNDOFF, plan
@@ -48,7 +49,8 @@ def adamw_costs(params: list[Tensor], *, amsgrad: bool = False) -> dict:
     case = AdamWCase("benchmark", shapes=tuple(tuple(p.shape) for p in params), amsgrad=amsgrad)
     launches = 1
     if params[0].is_cuda and WITH_CUDA:
-        launches = lib.adamw_launches([p.numel() for p in params], [], 1, amsgrad)
+        rule = rules.adam("adamw_", amsgrad=amsgrad, decoupled=True)
+        launches = lib.launches(rule.number, rule.flags, len(rule.states), [p.numel() for p in params], [], 1)
     return {
         "nbytes": op.bytes(case, params[0].dtype),
         "flops": op.flops(case),

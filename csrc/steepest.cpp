@@ -1,7 +1,7 @@
 // ABI entry points: check every argument, compute derived scalars, dispatch to an engine.
 #include "steepest/steepest.h"
 
-#include <cmath>
+#include <array>
 #include <cstdio>
 
 #include "engine/engine.h"
@@ -39,14 +39,44 @@ steepest_status check_exec(const char *op, const steepest_exec *exec) {
   return STEEPEST_OK;
 }
 
-steepest_status check_hyper(const char *op, const steepest_adamw_hyper &h, int64_t row) {
+// The rule's flags and the names of its states, in the order of steepest_step_args.states.
+struct RuleFacts {
+  const char *name;
+  uint32_t flags;  // that it knows, besides those of all rules
+  std::array<const char *, STEEPEST_MAX_STATES> states;
+};
+
+RuleFacts rule_facts(int32_t rule, uint32_t flags) {
+  const char *const momentum = flags & STEEPEST_MOMENTUM ? "momentum_buffers" : nullptr;
+  switch (rule) {
+    case STEEPEST_SGD: return {"SGD", STEEPEST_NESTEROV | STEEPEST_MOMENTUM, {momentum}};
+    case STEEPEST_ADAGRAD: return {"Adagrad", 0, {"sums"}};
+    case STEEPEST_RMSPROP:
+      if (flags & STEEPEST_CENTERED)
+        return {"RMSprop", STEEPEST_CENTERED | STEEPEST_MOMENTUM, {"square_avgs", "grad_avgs", momentum}};
+      return {"RMSprop", STEEPEST_CENTERED | STEEPEST_MOMENTUM, {"square_avgs", momentum}};
+    case STEEPEST_ADAM:
+      return {"Adam", STEEPEST_AMSGRAD, {"exp_avgs", "exp_avg_sqs", flags & STEEPEST_AMSGRAD ? "max_exp_avg_sqs" : nullptr}};
+    case STEEPEST_LION: return {"Lion", 0, {"exp_avgs"}};
+    default: return {"Sign", 0, {}};
+  }
+}
+
+steepest_status check_hyper(const char *op, const steepest_hyper &h, int64_t row) {
   const long long k = row;
   // Negated comparisons, so that NaN fails too.
-  STEEPEST_REQUIRE(h.lr >= 0, "%s: hyper[%lld].lr is %g, expected >= 0", op, k, h.lr);
-  STEEPEST_REQUIRE(h.beta1 >= 0 && h.beta1 < 1, "%s: hyper[%lld].beta1 is %g, expected in [0, 1)", op, k, h.beta1);
-  STEEPEST_REQUIRE(h.beta2 >= 0 && h.beta2 < 1, "%s: hyper[%lld].beta2 is %g, expected in [0, 1)", op, k, h.beta2);
-  STEEPEST_REQUIRE(h.eps >= 0, "%s: hyper[%lld].eps is %g, expected >= 0", op, k, h.eps);
-  STEEPEST_REQUIRE(h.weight_decay >= 0, "%s: hyper[%lld].weight_decay is %g, expected >= 0", op, k, h.weight_decay);
+  const struct {
+    const char *name;
+    double value;
+  } positive[] = {{"lr", h.lr},   {"weight_decay", h.weight_decay}, {"l1", h.l1},
+                  {"eps", h.eps}, {"momentum", h.momentum},         {"lr_decay", h.lr_decay}},
+    below_one[] = {{"beta1", h.beta1}, {"beta2", h.beta2}};
+  for (const auto &[name, value] : positive)
+    STEEPEST_REQUIRE(value >= 0, "%s: hyper[%lld].%s is %g, expected >= 0", op, k, name, value);
+  for (const auto &[name, value] : below_one)
+    STEEPEST_REQUIRE(value >= 0 && value < 1, "%s: hyper[%lld].%s is %g, expected in [0, 1)", op, k, name, value);
+  STEEPEST_REQUIRE(h.alpha >= 0 && h.alpha <= 1, "%s: hyper[%lld].alpha is %g, expected in [0, 1]", op, k, h.alpha);
+  STEEPEST_REQUIRE(h.dampening == h.dampening, "%s: hyper[%lld].dampening is NaN", op, k);
   STEEPEST_REQUIRE(h.step >= 1, "%s: hyper[%lld].step is %lld, expected >= 1 (the first step is 1)", op, k,
                    static_cast<long long>(h.step));
   return STEEPEST_OK;
@@ -62,7 +92,7 @@ steepest_status check_address(const char *op, const char *role, long long row, c
   return STEEPEST_OK;
 }
 
-steepest_status check_tensors(const char *op, const steepest_adamw_args &a) {
+steepest_status check_tensors(const char *op, const steepest_step_args &a, const RuleFacts &rule) {
   for (int64_t i = 0; i < a.num_tensors; ++i) {
     const long long k = i;
     STEEPEST_REQUIRE(a.numel[i] >= 0, "%s: numel[%lld] is %lld, expected >= 0", op, k,
@@ -72,36 +102,37 @@ steepest_status check_tensors(const char *op, const steepest_adamw_args &a) {
                        "%s: hyper_index[%lld] is %d, expected in [0, %lld)", op, k, a.hyper_index[i],
                        static_cast<long long>(a.num_hyper));
     if (a.numel[i] == 0) continue;
-    const struct {
-      const char *name;
-      const void *address;
-      int32_t dtype;
-    } roles[5] = {{"params", a.params[i], a.param_dtype},
-                  {"grads", a.grads[i], a.grad_dtype},
-                  {"exp_avgs", a.exp_avgs[i], a.state_dtype},
-                  {"exp_avg_sqs", a.exp_avg_sqs[i], a.state_dtype},
-                  {"max_exp_avg_sqs", a.max_exp_avg_sqs ? a.max_exp_avg_sqs[i] : a.exp_avgs[i], a.state_dtype}};
-    for (const auto &role : roles)
-      if (const steepest_status status = check_address(op, role.name, k, role.address, role.dtype)) return status;
+    if (const steepest_status status = check_address(op, "params", k, a.params[i], a.param_dtype)) return status;
+    if (const steepest_status status = check_address(op, "grads", k, a.grads[i], a.grad_dtype)) return status;
+    for (int state = 0; state < STEEPEST_MAX_STATES && rule.states[state]; ++state)
+      if (const steepest_status status = check_address(op, rule.states[state], k, a.states[state][i], a.state_dtype))
+        return status;
   }
   return STEEPEST_OK;
 }
 
-steepest_status check_args(const char *op, const steepest_adamw_args *args) {
+steepest_status check_args(const char *op, const steepest_step_args *args) {
   STEEPEST_REQUIRE(args, "%s: args is NULL", op);
-  const steepest_adamw_args &a = *args;
-  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_adamw_args),
+  const steepest_step_args &a = *args;
+  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_step_args),
                    "%s: args->struct_size is %llu, expected at least %zu (set it with sizeof; ABI version %d)", op,
-                   static_cast<unsigned long long>(a.struct_size), sizeof(steepest_adamw_args), STEEPEST_ABI_VERSION);
+                   static_cast<unsigned long long>(a.struct_size), sizeof(steepest_step_args), STEEPEST_ABI_VERSION);
   STEEPEST_REQUIRE(a.num_tensors >= 0, "%s: num_tensors is %lld, expected >= 0", op,
                    static_cast<long long>(a.num_tensors));
-  STEEPEST_REQUIRE(a.num_tensors == 0 || (a.numel && a.params && a.grads && a.exp_avgs && a.exp_avg_sqs),
-                   "%s: numel, params, grads, exp_avgs and exp_avg_sqs must not be NULL", op);
+  STEEPEST_REQUIRE(a.rule >= STEEPEST_SGD && a.rule <= STEEPEST_SIGN, "%s: rule is %d, expected 0 to %d (steepest_rule)",
+                   op, a.rule, STEEPEST_SIGN);
+  const RuleFacts rule = rule_facts(a.rule, a.flags);
+  const uint32_t known = STEEPEST_MAXIMIZE | STEEPEST_DECOUPLED | STEEPEST_CAUTIOUS | rule.flags;
+  STEEPEST_REQUIRE((a.flags & ~known) == 0, "%s: flags is 0x%x, known to %s: 0x%x", op, a.flags, rule.name, known);
+  STEEPEST_REQUIRE(a.num_tensors == 0 || (a.numel && a.params && a.grads),
+                   "%s: numel, params and grads must not be NULL", op);
+  for (int state = 0; state < STEEPEST_MAX_STATES && rule.states[state]; ++state)
+    STEEPEST_REQUIRE(a.num_tensors == 0 || a.states[state], "%s: states[%d], the %s of %s, is NULL", op, state,
+                     rule.states[state], rule.name);
+  STEEPEST_REQUIRE(a.clip_value >= 0, "%s: clip_value is %g, expected >= 0 (0: none)", op, a.clip_value);
   STEEPEST_REQUIRE(a.num_hyper >= 1 && a.num_hyper <= INT32_MAX && a.hyper,
                    "%s: hyper has %lld rows at %p, expected at least 1", op, static_cast<long long>(a.num_hyper),
                    static_cast<const void *>(a.hyper));
-  STEEPEST_REQUIRE((a.flags & ~static_cast<uint32_t>(STEEPEST_MAXIMIZE)) == 0, "%s: flags is 0x%x, known: 0x%x", op,
-                   a.flags, STEEPEST_MAXIMIZE);
   const int32_t dtypes[3] = {a.param_dtype, a.grad_dtype, a.state_dtype};
   const char *const roles[3] = {"param_dtype", "grad_dtype", "state_dtype"};
   for (int i = 0; i < 3; ++i)
@@ -110,15 +141,15 @@ steepest_status check_args(const char *op, const steepest_adamw_args *args) {
                      roles[i], dtypes[i]);
   for (int64_t i = 0; i < a.num_hyper; ++i)
     if (const steepest_status status = check_hyper(op, a.hyper[i], i)) return status;
-  return check_tensors(op, a);
+  return check_tensors(op, a, rule);
 }
 
-steepest_status check_adamw(const char *op, const steepest_exec *exec, const steepest_adamw_args *args) {
+steepest_status check_step(const char *op, const steepest_exec *exec, const steepest_step_args *args) {
   clear_error();
   if (const steepest_status status = check_exec(op, exec)) return status;
   if (const steepest_status status = check_args(op, args)) return status;
 #if STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA && !cuda::adamw_supports(*args))
+  if (exec->device == STEEPEST_CUDA && !cuda::supports(*args))
     return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: no CUDA kernel for %s parameters, %s gradients, %s states", op,
                 dtype_name(args->param_dtype), dtype_name(args->grad_dtype), dtype_name(args->state_dtype));
 #else
@@ -127,8 +158,34 @@ steepest_status check_adamw(const char *op, const steepest_exec *exec, const ste
   return STEEPEST_OK;
 }
 
-uint64_t workspace_bytes(const steepest_adamw_args &args) {
-  return static_cast<uint64_t>(args.num_hyper) * sizeof(AdamWScalars);
+uint64_t workspace_bytes(const steepest_step_args &args) {
+  return with_rule(args.rule, args.flags, [&](auto rule) {
+    return static_cast<uint64_t>(args.num_hyper) * sizeof(typename decltype(rule)::Scalars);
+  });
+}
+
+steepest_status check_survey(const char *op, const steepest_exec *exec, const steepest_survey_args *args) {
+  clear_error();
+  if (const steepest_status status = check_exec(op, exec)) return status;
+  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
+  const steepest_survey_args &a = *args;
+  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_survey_args), "%s: args->struct_size is %llu, expected at least %zu",
+                   op, static_cast<unsigned long long>(a.struct_size), sizeof(steepest_survey_args));
+  if (exec->device != STEEPEST_CPU) return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: there is a kernel for the CPU only", op);
+  STEEPEST_REQUIRE(a.num_tensors >= 0 && (a.num_tensors == 0 || (a.numel && a.tensors)),
+                   "%s: num_tensors is %lld, numel and tensors must not be NULL", op,
+                   static_cast<long long>(a.num_tensors));
+  STEEPEST_REQUIRE(a.dtype >= STEEPEST_FLOAT32 && a.dtype <= STEEPEST_FLOAT16, "%s: dtype is %d", op, a.dtype);
+  STEEPEST_REQUIRE(a.q >= 1, "%s: q is %g, expected >= 1 or inf", op, a.q);
+  STEEPEST_REQUIRE(a.scale > 0 && a.scale <= 3.5e38, "%s: scale is %g, expected a finite number > 0", op, a.scale);
+  for (int64_t i = 0; i < a.num_tensors; ++i) {
+    const long long k = i;
+    STEEPEST_REQUIRE(a.numel[i] >= 0, "%s: numel[%lld] is %lld, expected >= 0", op, k,
+                     static_cast<long long>(a.numel[i]));
+    if (a.numel[i] == 0) continue;
+    if (const steepest_status status = check_address(op, "tensors", k, a.tensors[i], a.dtype)) return status;
+  }
+  return STEEPEST_OK;
 }
 
 }  // namespace
@@ -153,39 +210,61 @@ const char *steepest_build_info(void) {
   return json;
 }
 
-steepest_status steepest_adamw_workspace_size(const steepest_exec *exec, const steepest_adamw_args *args,
-                                              uint64_t *bytes) {
-  if (const steepest_status status = check_adamw("steepest_adamw_workspace_size", exec, args)) return status;
-  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_adamw_workspace_size: bytes is NULL");
+steepest_status steepest_step_workspace_size(const steepest_exec *exec, const steepest_step_args *args,
+                                             uint64_t *bytes) {
+  if (const steepest_status status = check_step("steepest_step_workspace_size", exec, args)) return status;
+  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_step_workspace_size: bytes is NULL");
   *bytes = workspace_bytes(*args);
   return STEEPEST_OK;
 }
 
-steepest_status steepest_adamw_step(const steepest_exec *exec, const steepest_adamw_args *args, void *workspace,
-                                    uint64_t available) {
-  const char *op = "steepest_adamw_step";
-  if (const steepest_status status = check_adamw(op, exec, args)) return status;
+steepest_status steepest_step(const steepest_exec *exec, const steepest_step_args *args, void *workspace,
+                              uint64_t available) {
+  const char *op = "steepest_step";
+  if (const steepest_status status = check_step(op, exec, args)) return status;
   const uint64_t needed = workspace_bytes(*args);
   if (!workspace || available < needed)
     return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
                 static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
-  AdamWScalars *scalars = static_cast<AdamWScalars *>(workspace);
-  for (int64_t i = 0; i < args->num_hyper; ++i) scalars[i] = adamw_scalars(args->hyper[i]);
-  const AdamWCall call{exec, args, scalars};
+  with_rule(args->rule, args->flags, [&](auto rule) {
+    auto *scalars = static_cast<typename decltype(rule)::Scalars *>(workspace);
+    for (int64_t i = 0; i < args->num_hyper; ++i) scalars[i] = rule.scalars(args->hyper[i], args->flags);
+  });
+  const StepCall call{exec, args, workspace};
 #if STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA) return cuda::adamw(call);
+  if (exec->device == STEEPEST_CUDA) return cuda::step(call);
 #endif
-  return cpu::adamw(call);
+  return cpu::step(call);
 }
 
-steepest_status steepest_adamw_launches(const steepest_exec *exec, const steepest_adamw_args *args,
-                                        int64_t *launches) {
-  if (const steepest_status status = check_adamw("steepest_adamw_launches", exec, args)) return status;
-  if (!launches) return fail(STEEPEST_ERROR_INVALID, "steepest_adamw_launches: launches is NULL");
+steepest_status steepest_step_launches(const steepest_exec *exec, const steepest_step_args *args, int64_t *launches) {
+  if (const steepest_status status = check_step("steepest_step_launches", exec, args)) return status;
+  if (!launches) return fail(STEEPEST_ERROR_INVALID, "steepest_step_launches: launches is NULL");
   *launches = 0;
 #if STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA) *launches = cuda::adamw_launches(*args);
+  if (exec->device == STEEPEST_CUDA) *launches = cuda::launches(*args);
 #endif
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_survey_workspace_size(const steepest_exec *exec, const steepest_survey_args *args,
+                                               uint64_t *bytes) {
+  if (const steepest_status status = check_survey("steepest_survey_workspace_size", exec, args)) return status;
+  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_survey_workspace_size: bytes is NULL");
+  *bytes = static_cast<uint64_t>(cpu::survey_blocks(*args)) * sizeof(SurveyPart);
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_survey(const steepest_exec *exec, const steepest_survey_args *args, void *workspace,
+                                uint64_t available, steepest_survey_result *result) {
+  const char *op = "steepest_survey";
+  if (const steepest_status status = check_survey(op, exec, args)) return status;
+  if (!result) return fail(STEEPEST_ERROR_INVALID, "%s: result is NULL", op);
+  const uint64_t needed = static_cast<uint64_t>(cpu::survey_blocks(*args)) * sizeof(SurveyPart);
+  if (needed > 0 && (!workspace || available < needed))
+    return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
+                static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
+  *result = cpu::survey(*exec, *args, static_cast<SurveyPart *>(workspace));
   return STEEPEST_OK;
 }
 

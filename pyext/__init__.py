@@ -9,12 +9,32 @@ from steepest._version import __version__
 from steepest.explain import explain
 from steepest.info import info
 from steepest.matrix.polar import polar
+from steepest.matrix.roots import effective_dimension, inverse_root
 
 # What needs the compiled module is imported when it is first asked for, so that `info` can say what is wrong with an
 # installation whose compiled module is missing.
-_COMPILED = {"adamw_": "steepest.multi_tensor", "optim": None}
+_STEPS = ("adagrad_", "adam_", "adamw_", "lion_", "rmsprop_", "sgd_")
+_COMPILED = {
+    **dict.fromkeys(_STEPS, "steepest.multi_tensor"),
+    "clip_grad_norm_": "steepest.norms",
+    "survey": "steepest.norms",
+    "optim": None,
+}
 
-__all__ = ["__version__", "adamw_", "explain", "info", "optim", "polar", "reference", "schedules"]
+__all__ = [
+    "__version__",
+    *_STEPS,
+    "clip_grad_norm_",
+    "effective_dimension",
+    "explain",
+    "info",
+    "inverse_root",
+    "optim",
+    "polar",
+    "reference",
+    "schedules",
+    "survey",
+]
 
 
 def __getattr__(name: str):

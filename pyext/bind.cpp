@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "formula/adamw.h"
+#include "formula/adam.h"
 #include "rows.h"
 #include "steepest/steepest.h"
 
@@ -22,139 +22,174 @@ namespace {
   throw py::error_already_set();
 }
 
-// (lr, beta1, beta2, eps, weight_decay, step)
-using Hyper = std::tuple<double, double, double, double, double, int64_t>;
+// (lr, weight_decay, l1, beta1, beta2, eps, momentum, dampening, alpha, lr_decay, step)
+using Hyper = std::tuple<double, double, double, double, double, double, double, double, double, double, int64_t>;
 
-struct AdamWInput {
-  std::vector<steepest_adamw_hyper> hyper;
-  std::vector<int32_t> index;
+// What a call states besides its tensors.
+struct Step {
+  int32_t rule;
+  uint32_t flags;
+  std::vector<steepest_hyper> hyper;
+  std::optional<std::vector<int32_t>> index;
+  double clip_value;
+  uintptr_t grad_scale, clip_coefficient, found_inf;  // addresses, 0 for none
+  int num_threads;
 };
 
-AdamWInput unpack(const std::vector<Hyper> &rows, const std::optional<std::vector<int32_t>> &index) {
-  AdamWInput input;
-  for (const auto &[lr, beta1, beta2, eps, weight_decay, step] : rows)
-    input.hyper.push_back({lr, beta1, beta2, eps, weight_decay, step});
-  if (index) input.index = *index;
-  return input;
+std::vector<steepest_hyper> hyper_rows(const std::vector<Hyper> &rows) {
+  std::vector<steepest_hyper> out;
+  for (const Hyper &row : rows)
+    out.push_back(std::apply([](auto... field) { return steepest_hyper{field...}; }, row));
+  return out;
 }
 
 py::object reject(const Mismatch &mismatch) { return py::make_tuple(mismatch.reason, mismatch.role, mismatch.row); }
 
-enum Role { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq };
+enum Role { kParam, kGrad, kFirstState };
 
-Mismatch check_adamw(const Rows &rows) {
-  const bool amsgrad = rows.address.size() == 5;
-  if (rows.dtype[kExpAvgSq] != rows.dtype[kExpAvg]) return {"state dtype", kExpAvgSq, 0};
-  if (amsgrad && rows.dtype[kMaxExpAvgSq] != rows.dtype[kExpAvg]) return {"state dtype", kMaxExpAvgSq, 0};
+Mismatch check_states(const Rows &rows) {
+  for (int role = kFirstState + 1; role < static_cast<int>(rows.address.size()); ++role)
+    if (rows.dtype[role] != rows.dtype[kFirstState]) return {"state dtype", role, 0};
   if (rows.device.type != kDLCPU && rows.device.type != kDLCUDA) return {"device", kParam, 0};
   return {};
 }
 
-// Steps over rows that check_adamw and an OverlapGuard have approved.
-void adamw(const TensorReader &reader, const Rows &rows, const std::vector<Hyper> &hyper,
-           const std::optional<std::vector<int32_t>> &hyper_index, bool maximize, uintptr_t grad_scale,
-           uintptr_t found_inf, int num_threads) {
-  if (hyper_index && hyper_index->size() != rows.numel.size())
-    throw py::value_error("adamw: hyper_index and the lists of tensors differ in length");
-  const bool amsgrad = rows.address.size() == 5;
-  const AdamWInput input = unpack(hyper, hyper_index);
+// Steps over rows that check_states and an OverlapGuard have approved.
+void step(const TensorReader &reader, const Rows &rows, const Step &call) {
+  if (call.index && call.index->size() != rows.numel.size())
+    throw py::value_error("step: hyper_index and the lists of tensors differ in length");
+  const int num_states = static_cast<int>(rows.address.size()) - kFirstState;
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
   exec.device = rows.device.type == kDLCUDA ? STEEPEST_CUDA : STEEPEST_CPU;
   exec.device_index = rows.device.id;
   exec.stream = exec.device == STEEPEST_CUDA ? reader.stream(rows.device.id) : nullptr;
-  exec.num_threads = num_threads;
-  steepest_adamw_args args = {};
+  exec.num_threads = call.num_threads;
+  steepest_step_args args = {};
   args.struct_size = sizeof args;
+  args.rule = call.rule;
+  args.flags = call.flags;
   args.num_tensors = static_cast<int64_t>(rows.numel.size());
   args.numel = rows.numel.data();
   args.params = rows.address[kParam].data();
   args.grads = rows.address[kGrad].data();
-  args.exp_avgs = rows.address[kExpAvg].data();
-  args.exp_avg_sqs = rows.address[kExpAvgSq].data();
-  args.max_exp_avg_sqs = amsgrad ? rows.address[kMaxExpAvgSq].data() : nullptr;
+  for (int k = 0; k < num_states; ++k) args.states[k] = rows.address[kFirstState + k].data();
   args.param_dtype = rows.dtype[kParam];
   args.grad_dtype = rows.dtype[kGrad];
-  args.state_dtype = rows.dtype[kExpAvg];
-  args.flags = maximize ? STEEPEST_MAXIMIZE : 0;
-  args.num_hyper = static_cast<int64_t>(input.hyper.size());
-  args.hyper = input.hyper.data();
-  args.hyper_index = hyper_index ? input.index.data() : nullptr;
-  args.grad_scale = reinterpret_cast<const float *>(grad_scale);
-  args.found_inf = reinterpret_cast<const float *>(found_inf);
+  args.state_dtype = num_states > 0 ? rows.dtype[kFirstState] : rows.dtype[kParam];
+  args.num_hyper = static_cast<int64_t>(call.hyper.size());
+  args.hyper = call.hyper.data();
+  args.hyper_index = call.index ? call.index->data() : nullptr;
+  args.grad_scale = reinterpret_cast<const float *>(call.grad_scale);
+  args.clip_coefficient = reinterpret_cast<const float *>(call.clip_coefficient);
+  args.found_inf = reinterpret_cast<const float *>(call.found_inf);
+  args.clip_value = call.clip_value;
 
   uint64_t bytes = 0;
-  if (const steepest_status status = steepest_adamw_workspace_size(&exec, &args, &bytes)) raise(status);
+  if (const steepest_status status = steepest_step_workspace_size(&exec, &args, &bytes)) raise(status);
   std::vector<char> workspace(bytes);
   steepest_status status;
   {
     py::gil_scoped_release release;
-    status = steepest_adamw_step(&exec, &args, workspace.data(), bytes);
+    status = steepest_step(&exec, &args, workspace.data(), bytes);
   }
   // The message is thread-local and this is still the same thread.
   if (status) raise(status);
 }
 
 // Checks that no memory is shared, then steps and returns None; or returns (reason, role, row), nothing changed.
-py::object adamw_lists(const TensorReader &reader, const std::vector<py::list> &roles,
-                       const std::vector<Hyper> &hyper, const std::optional<std::vector<int32_t>> &hyper_index,
-                       bool maximize, uintptr_t grad_scale, uintptr_t found_inf, int num_threads) {
-  if (roles.size() != 4 && roles.size() != 5) throw py::value_error("adamw: expected 4 or 5 lists of tensors");
+py::object step_lists(const TensorReader &reader, const std::vector<py::list> &roles, const Step &call) {
+  if (roles.size() < kFirstState || roles.size() > kFirstState + STEEPEST_MAX_STATES)
+    throw py::value_error("step: expected parameters, gradients and at most 3 lists of states");
   Rows rows;
   OverlapGuard guard;
   if (const Mismatch mismatch = rows.gather(reader, roles)) return reject(mismatch);
-  if (const Mismatch mismatch = check_adamw(rows)) return reject(mismatch);
+  if (const Mismatch mismatch = check_states(rows)) return reject(mismatch);
   if (const Mismatch mismatch = guard.check(rows, kGrad)) return reject(mismatch);
-  adamw(reader, rows, hyper, hyper_index, maximize, grad_scale, found_inf, num_threads);
+  step(reader, rows, call);
   return py::none();
 }
 
-// First half of an optimizer's step: None when the rows are ready for adamw_states.
-py::object adamw_gather(const TensorReader &reader, OverlapGuard &guard, StateRows &states,
-                        const std::vector<int64_t> &open) {
+// First half of an optimizer's step: None when the rows are ready for step_states.
+py::object gather(const TensorReader &reader, OverlapGuard &guard, StateRows &states,
+                  const std::vector<int64_t> &open) {
   if (const Mismatch mismatch = states.gather(reader, open)) return reject(mismatch);
-  if (const Mismatch mismatch = check_adamw(states.rows())) return reject(mismatch);
+  if (const Mismatch mismatch = check_states(states.rows())) return reject(mismatch);
   if (const Mismatch mismatch = guard.check(states.rows(), kGrad)) return reject(mismatch);
   return py::none();
 }
 
-// Second half: steps over the rows gathered last.
-void adamw_states(const TensorReader &reader, const StateRows &states, const std::vector<Hyper> &hyper,
-                  const std::optional<std::vector<int32_t>> &hyper_index, bool maximize, int num_threads) {
-  adamw(reader, states.rows(), hyper, hyper_index, maximize, 0, 0, num_threads);
-}
-
-// The derived scalars of each row as float32 values, for kernels that live outside the C library (Triton).
-std::vector<std::vector<float>> adamw_scalar_rows(const std::vector<Hyper> &hyper) {
-  std::vector<std::vector<float>> rows;
-  for (const steepest_adamw_hyper &h : unpack(hyper, std::nullopt).hyper) {
-    const steepest::AdamWScalars s = steepest::adamw_scalars(h);
-    rows.push_back({s.decay, s.lerp, s.lerp_rest, s.beta2, s.beta2_rest, s.bias2_sqrt, s.negative_step_size, s.eps});
+// One read of the tensors of one role: (sum of |x / scale|^q, largest |x|, whether anything is not finite).
+py::tuple survey_role(const Rows &rows, int role, double q, double scale, int num_threads) {
+  steepest_exec exec = {};
+  exec.struct_size = sizeof exec;
+  exec.device = STEEPEST_CPU;
+  exec.num_threads = num_threads;
+  steepest_survey_args args = {};
+  args.struct_size = sizeof args;
+  args.num_tensors = static_cast<int64_t>(rows.numel.size());
+  args.numel = rows.numel.data();
+  args.tensors = rows.address[role].data();
+  args.dtype = rows.dtype[role];
+  args.q = q;
+  args.scale = scale;
+  uint64_t bytes = 0;
+  if (const steepest_status status = steepest_survey_workspace_size(&exec, &args, &bytes)) raise(status);
+  std::vector<char> workspace(bytes);
+  steepest_survey_result result;
+  steepest_status status;
+  {
+    py::gil_scoped_release release;
+    status = steepest_survey(&exec, &args, workspace.data(), bytes, &result);
   }
-  return rows;
+  if (status) raise(status);
+  return py::make_tuple(result.power_sum, result.largest, result.nonfinite != 0);
 }
 
-// How many CUDA launches an AdamW step over tensors of these sizes takes.
-int64_t adamw_launches(const std::vector<int64_t> &numel, const std::vector<int32_t> &hyper_index, int64_t num_hyper,
-                       bool amsgrad) {
+// Of a list of tensors of one dtype; or the reason why the list is not plain.
+py::object survey(const TensorReader &reader, const py::list &tensors, double q, double scale, int num_threads) {
+  Rows rows;
+  if (const Mismatch mismatch = rows.gather(reader, {tensors})) return reject(mismatch);
+  if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
+  return survey_role(rows, 0, q, scale, num_threads);
+}
+
+// The derived scalars of Adam rows as float32 values, for kernels that live outside the C library (Triton).
+std::vector<std::vector<float>> adam_scalar_rows(const std::vector<Hyper> &rows) {
+  std::vector<std::vector<float>> out;
+  for (const steepest_hyper &h : hyper_rows(rows)) {
+    const steepest::AdamScalars s = steepest::Adam<false>::scalars(h, STEEPEST_DECOUPLED);
+    out.push_back({s.shrink.decay, s.lerp, s.lerp_rest, s.beta2, s.beta2_rest, s.bias2_sqrt, s.negative_step_size,
+                   s.eps});
+  }
+  return out;
+}
+
+// How many CUDA launches a step over tensors of these sizes takes.
+int64_t launches(int32_t rule, uint32_t flags, int num_states, const std::vector<int64_t> &numel,
+                 const std::vector<int32_t> &hyper_index, int64_t num_hyper) {
   std::vector<void *> address(numel.size(), reinterpret_cast<void *>(uintptr_t{16}));
-  std::vector<steepest_adamw_hyper> hyper(num_hyper, {0.0, 0.0, 0.0, 0.0, 0.0, 1});
+  steepest_hyper row = {};
+  row.step = 1;
+  std::vector<steepest_hyper> hyper(num_hyper, row);
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
   exec.device = STEEPEST_CUDA;
-  steepest_adamw_args args = {};
+  steepest_step_args args = {};
   args.struct_size = sizeof args;
+  args.rule = rule;
+  args.flags = flags;
   args.num_tensors = static_cast<int64_t>(numel.size());
   args.numel = numel.data();
-  args.params = args.exp_avgs = args.exp_avg_sqs = address.data();
-  args.grads = const_cast<const void *const *>(address.data());
-  args.max_exp_avg_sqs = amsgrad ? address.data() : nullptr;
+  args.params = address.data();
+  args.grads = address.data();
+  for (int k = 0; k < num_states; ++k) args.states[k] = address.data();
   args.num_hyper = num_hyper;
   args.hyper = hyper.data();
   args.hyper_index = hyper_index.empty() ? nullptr : hyper_index.data();
-  int64_t launches = 0;
-  if (const steepest_status status = steepest_adamw_launches(&exec, &args, &launches)) raise(status);
-  return launches;
+  int64_t count = 0;
+  if (const steepest_status status = steepest_step_launches(&exec, &args, &count)) raise(status);
+  return count;
 }
 
 // The gradients of a list of parameters, None where there is none.
@@ -202,15 +237,39 @@ PYBIND11_MODULE(_C, m) {
   py::class_<OverlapGuard>(m, "OverlapGuard").def(py::init<>());
   m.def("build_info", [] { return std::string(steepest_build_info()); });
   py::class_<StateRows>(m, "StateRows").def(py::init<py::list, py::list, const std::vector<std::string> &>());
-  m.def("adamw", &adamw_lists, py::arg("reader"), py::arg("roles"), py::arg("hyper"), py::arg("hyper_index"),
-        py::arg("maximize"), py::arg("grad_scale"), py::arg("found_inf"), py::arg("num_threads"));
-  m.def("adamw_gather", &adamw_gather, py::arg("reader"), py::arg("guard"), py::arg("states"), py::arg("open"));
-  m.def("adamw_states", &adamw_states, py::arg("reader"), py::arg("states"), py::arg("hyper"),
-        py::arg("hyper_index"), py::arg("maximize"), py::arg("num_threads"));
-  m.def("adamw_launches", &adamw_launches, py::arg("numel"), py::arg("hyper_index"), py::arg("num_hyper"),
-        py::arg("amsgrad"));
-  m.def("adamw_scalars", &adamw_scalar_rows);
+  py::class_<Step>(m, "Step")
+      .def(py::init([](int32_t rule, uint32_t flags, const std::vector<Hyper> &hyper,
+                       std::optional<std::vector<int32_t>> index, double clip_value, uintptr_t grad_scale,
+                       uintptr_t clip_coefficient, uintptr_t found_inf, int num_threads) {
+             return Step{rule,       flags,      hyper_rows(hyper), std::move(index), clip_value,
+                         grad_scale, clip_coefficient, found_inf,   num_threads};
+           }),
+           py::kw_only(), py::arg("rule"), py::arg("flags"), py::arg("hyper"), py::arg("index"), py::arg("clip_value"),
+           py::arg("grad_scale"), py::arg("clip_coefficient"), py::arg("found_inf"), py::arg("num_threads"));
+  m.def("step", &step_lists, py::arg("reader"), py::arg("roles"), py::arg("call"));
+  m.def("gather", &gather, py::arg("reader"), py::arg("guard"), py::arg("states"), py::arg("open"));
+  m.def(
+      "step_states",
+      [](const TensorReader &reader, const StateRows &states, const Step &call) { step(reader, states.rows(), call); },
+      py::arg("reader"), py::arg("states"), py::arg("call"));
+  m.def("launches", &launches, py::arg("rule"), py::arg("flags"), py::arg("num_states"), py::arg("numel"),
+        py::arg("hyper_index"), py::arg("num_hyper"));
+  m.def("survey", &survey, py::arg("reader"), py::arg("tensors"), py::arg("q"), py::arg("scale"),
+        py::arg("num_threads"));
+  m.def(
+      "survey_states",
+      [](const StateRows &states, double q, double scale, int num_threads) {
+        return survey_role(states.rows(), kGrad, q, scale, num_threads);
+      },
+      py::arg("states"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
+  m.def("adam_scalars", &adam_scalar_rows);
   m.def("gradients", &gradients);
   m.def("same_objects", &same_objects);
   m.def("same_values", &same_values);
+  // The C interface's names, so that Python does not repeat their numbers.
+#define STEEPEST_EXPORT(name) m.attr(#name) = static_cast<int>(STEEPEST_##name)
+  STEEPEST_EXPORT(SGD), STEEPEST_EXPORT(ADAGRAD), STEEPEST_EXPORT(RMSPROP), STEEPEST_EXPORT(ADAM);
+  STEEPEST_EXPORT(LION), STEEPEST_EXPORT(SIGN);
+  STEEPEST_EXPORT(MAXIMIZE), STEEPEST_EXPORT(DECOUPLED), STEEPEST_EXPORT(CAUTIOUS), STEEPEST_EXPORT(AMSGRAD);
+  STEEPEST_EXPORT(NESTEROV), STEEPEST_EXPORT(CENTERED), STEEPEST_EXPORT(MOMENTUM);
 }

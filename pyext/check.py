@@ -51,7 +51,7 @@ def rows(op: str, names: Sequence[str], roles: Sequence[Sequence[Tensor]], writt
         for name, role in zip(names, roles):
             tensor = role[i]
             where = f"{op}: {name}[{i}]"
-            _one(where, tensor, name in written)
+            one(where, tensor, written=name in written)
             if first is None:
                 first = tensor
             elif tensor.shape != first.shape:
@@ -60,7 +60,8 @@ def rows(op: str, names: Sequence[str], roles: Sequence[Sequence[Tensor]], writt
                 raise ValueError(f"{where} is on {tensor.device}, {names[0]}[{i}] is on {first.device}")
 
 
-def _one(where: str, tensor, written: bool) -> None:
+def one(where: str, tensor, *, written: bool) -> None:
+    """A plain strided tensor in a supported dtype on a supported device; a written one must not overlap itself."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{where} is {type(tensor).__name__}, expected a torch.Tensor")
     if tensor.layout != torch.strided:

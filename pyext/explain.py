@@ -30,8 +30,8 @@ class Explanation:
 def explain(op: str | Callable, *args, **kwargs) -> Explanation:
     """Says which path `op(*args, **kwargs)` would take, and why; nothing is computed or changed.
 
-    op: "adamw_" or "polar", or the function itself.  The arguments are those of the op.  For adamw_ the lists after
-    params may be left out, as may all numbers: gradients and states like the parameters are assumed then.
+    op: "adamw_", "polar" or "inverse_root", or the function itself.  The arguments are those of the op.  For adamw_ the
+    lists after params may be left out, as may all numbers: gradients and states like the parameters are assumed then.
 
     Raises ValueError for an unknown op, and what the op itself would raise for arguments that it refuses.
     """
@@ -44,17 +44,18 @@ def explain(op: str | Callable, *args, **kwargs) -> Explanation:
 def _adamw(
     params, grads=None, exp_avgs=None, exp_avg_sqs=None, *, max_exp_avg_sqs=None, backend="auto", step=1, **_numbers
 ) -> Explanation:
-    from steepest import check, layout, multi_tensor
+    from steepest import check, engine, layout, rules
 
     op = "adamw_"
+    rule = rules.adam(op, amsgrad=max_exp_avg_sqs is not None, decoupled=True)
     roles = [params, *(params if role is None else role for role in (grads, exp_avgs, exp_avg_sqs))]
     roles += [] if max_exp_avg_sqs is None else [max_exp_avg_sqs]
-    names = multi_tensor.ADAMW_ROLES[: len(roles)]
+    names = rule.names
     check.tensor_lists(op, names, roles)
-    check.rows(op, names, roles, multi_tensor.ADAMW_WRITTEN)
+    check.rows(op, names, roles, rule.written)
     if not params:
         return Explanation(op, {"tensors": "0: nothing to do"})
-    chosen = multi_tensor.choose_backend(op, backend, params[0])
+    chosen = engine.choose_backend(op, backend, params[0])
     rows = list(zip(*roles))
     in_place = sum(layout.is_dense(row[0]) and all(layout.same_layout(row[0], t) for t in row[1:]) for row in rows)
     groups = list(layout.by_device_and_dtype(roles))
@@ -71,7 +72,7 @@ def _adamw(
             else ""
         ),
         "bytes": f"{moved:,} in all, {moved / elements:.4g} per element" if elements else "0",
-        "launches": "\n".join(_adamw_launches(chosen, group, roles, step) for group in groups),
+        "launches": "\n".join(_adamw_launches(rule, chosen, group, roles, step) for group in groups),
         "rounding": "float32 inside, in torch.optim.AdamW's order; each result rounded once to its tensor's dtype",
     }
     return Explanation(op, facts)
@@ -99,7 +100,7 @@ def _dtypes(names, row, count: int) -> str:
     return ", ".join(f"{name} {_name(t.dtype)}" for name, t in zip(names, row)) + f" ({count} rows)"
 
 
-def _adamw_launches(chosen: str, group: list[int], roles, step) -> str:
+def _adamw_launches(rule, chosen: str, group: list[int], roles, step) -> str:
     if chosen == "cpu":
         import torch
 
@@ -110,7 +111,9 @@ def _adamw_launches(chosen: str, group: list[int], roles, step) -> str:
 
     steps = sorted({step[i] for i in group}) if isinstance(step, (list, tuple)) else [step]
     index = [steps.index(step[i]) for i in group] if len(steps) > 1 else []
-    count = lib.adamw_launches([roles[0][i].numel() for i in group], index, len(steps), len(roles) == 5)
+    count = lib.launches(
+        rule.number, rule.flags, len(rule.states), [roles[0][i].numel() for i in group], index, len(steps)
+    )
     return f"{count}"
 
 
@@ -143,7 +146,33 @@ def _polar(x, *, schedule="polar-express", steps=5, lower=1e-3, tol=None, dtype=
     return Explanation("polar", facts)
 
 
-EXPLAINERS: dict[str, Callable[..., Explanation]] = {"adamw_": _adamw, "polar": _polar}
+def _inverse_root(
+    a, p=4, *, ridge=1e-6, absolute=False, tol=1e-3, method="auto", precision="auto", backend="auto", **_rest
+) -> Explanation:
+    from steepest.matrix.root_plan import RIDGE_FLOOR, plan
+
+    options = {"p": p, "ridge": ridge, "absolute": absolute, "tol": tol, "precision": precision, "backend": backend}
+    todo = plan(a.shape, a.dtype, a.device, method=method, **options)
+    s = todo.schedule
+    facts = {
+        "backend": f"{todo.backend} ({'as asked' if backend != 'auto' else f'a is on {a.device}'})",
+        "shape": f"{tuple(a.shape)} {_name(a.dtype)}, worked on in {_name(todo.dtype)}",
+        "method": f"{todo.method}: {todo.why}",
+        "ridge": f"{ridge:g}{'' if absolute else ' times a bound of the largest eigenvalue'}",
+        "precision": f"{todo.precision}, polynomials bear ridges from {RIDGE_FLOOR[todo.precision]:g} times lambda",
+    }
+    if s is not None:
+        rows = "\n".join("  ".join(f"{c:12.6f}" for c in row) for row in s.coefficients)
+        facts["float64"] = "the two most sensitive products of the first step" if todo.wide else "none of the products"
+        facts["mirrored"] = "all products" if todo.mirrored else "squares only: others would lose what is small"
+        facts["schedule"] = f"{s.name}, {s.steps} steps\n{rows}"
+        facts["certificate"] = f"relative error of every eigenvalue of the root <= {s.error:.3g}, before rounding"
+        facts["products"] = f"{todo.products} per matrix, {todo.group} matrices walked through all steps at once"
+    facts["flops"] = f"{todo.flops:,}"
+    return Explanation("inverse_root", facts)
+
+
+EXPLAINERS: dict[str, Callable[..., Explanation]] = {"adamw_": _adamw, "inverse_root": _inverse_root, "polar": _polar}
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -164,15 +193,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--schedule", help="polar: a named schedule, or minimax")
     parser.add_argument("--steps", type=int, help="polar")
-    parser.add_argument("--tol", type=float, help="polar: as many minimax steps as reach it")
+    parser.add_argument("--tol", type=float, help="polar, inverse_root: as many steps as reach it")
     options = parser.parse_args(argv)
     import torch
 
-    names = ("schedule", "steps", "tol") if options.op == "polar" else ()
+    names = {"polar": ("schedule", "steps", "tol"), "inverse_root": ("tol",)}.get(options.op, ())
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
         tensors = [torch.empty(s, dtype=getattr(torch, options.dtype), device=options.device) for s in options.shapes]
-        if options.op == "polar":
+        if options.op in ("polar", "inverse_root"):
             for x in tensors:
                 print(explain(options.op, x, backend=options.backend, **given))
         else:

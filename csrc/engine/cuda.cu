@@ -67,47 +67,45 @@ struct Run<T, 1> {
 };
 
 // What a block works on, in shared memory.
-template <int kRoles>
+template <class Rule>
 struct Work {
-  TensorSlot<kRoles> tensor;
-  AdamWScalars scalars;
+  TensorSlot<kFirstState + Rule::kStates> tensor;
+  typename Rule::Scalars scalars;
 };
 
-template <class P, class G, class S, bool kAmsgrad, int kCount, int kRoles>
-__device__ __forceinline__ void step(const TensorSlot<kRoles> &tensor, int64_t at, float divisor,
-                                     const AdamWScalars &scalars) {
+// Every stage over kCount consecutive elements in registers.
+template <class P, class G, class S, class Rule, int kCount>
+__device__ __forceinline__ void step(const TensorSlot<kFirstState + Rule::kStates> &tensor, int64_t at,
+                                     const GradientStage &stage, bool shrinks, const typename Rule::Scalars &scalars) {
+  constexpr int kStates = Rule::kStates, kArray = kStates > 0 ? kStates : 1;
   Run<P, kCount> params;
   Run<G, kCount> grads;
-  Run<S, kCount> exp_avgs, exp_avg_sqs, maxima;
+  Run<S, kCount> states[kArray];
   params.load(tensor.address[kParam], at);
   grads.load(tensor.address[kGrad], at);
-  exp_avgs.load(tensor.address[kExpAvg], at);
-  exp_avg_sqs.load(tensor.address[kExpAvgSq], at);
-  if constexpr (kAmsgrad) maxima.load(tensor.address[kMaxExpAvgSq], at);
+  STEEPEST_UNROLL
+  for (int k = 0; k < kStates; ++k) states[k].load(tensor.address[kFirstState + k], at);
   STEEPEST_UNROLL
   for (int i = 0; i < kCount; ++i) {
-    float p = params.get(i), g = grads.get(i), m = exp_avgs.get(i), v = exp_avg_sqs.get(i);
-    if (divisor != 1.0f) g = g / divisor;
-    if constexpr (kAmsgrad) {
-      float vmax = maxima.get(i);
-      adamw(p, g, m, v, &vmax, scalars);
-      maxima.set(i, vmax);
-    } else {
-      adamw(p, g, m, v, nullptr, scalars);
-    }
+    float p = params.get(i), g = stage(grads.get(i)), state[kArray];
+    STEEPEST_UNROLL
+    for (int k = 0; k < kStates; ++k) state[k] = states[k].get(i);
+    const float before = p;
+    decay(p, g, scalars.shrink);
+    Rule::step(p, g, state, scalars);
+    if (shrinks) shrink_after(p, before, scalars.shrink);
     params.set(i, p);
-    exp_avgs.set(i, m);
-    exp_avg_sqs.set(i, v);
+    STEEPEST_UNROLL
+    for (int k = 0; k < kStates; ++k) states[k].set(i, state[k]);
   }
   params.store(tensor.address[kParam], at);
-  exp_avgs.store(tensor.address[kExpAvg], at);
-  exp_avg_sqs.store(tensor.address[kExpAvgSq], at);
-  if constexpr (kAmsgrad) maxima.store(tensor.address[kMaxExpAvgSq], at);
+  STEEPEST_UNROLL
+  for (int k = 0; k < kStates; ++k) states[k].store(tensor.address[kFirstState + k], at);
 }
 
 // The tensor that a tile belongs to: the last one whose first tile does not come after it.
-template <int kRoles>
-__device__ __forceinline__ uint32_t find_tensor(const Launch<kRoles> &launch, uint32_t tile) {
+template <class Rule>
+__device__ __forceinline__ uint32_t find_tensor(const Launch<Rule> &launch, uint32_t tile) {
   uint32_t low = 0, high = launch.num_tensors;
   while (high - low > 1) {
     const uint32_t middle = (low + high) / 2;
@@ -119,23 +117,22 @@ __device__ __forceinline__ uint32_t find_tensor(const Launch<kRoles> &launch, ui
   return low;
 }
 
-template <class P, class G, class S, bool kAmsgrad>
-__global__ void __launch_bounds__(kBlock) adamw_kernel(const Launch<kAmsgrad ? 5 : 4> __grid_constant__ launch) {
-  constexpr int kRoles = kAmsgrad ? 5 : 4;
+template <class P, class G, class S, class Rule>
+__global__ void __launch_bounds__(kBlock) step_kernel(const Launch<Rule> __grid_constant__ launch) {
   constexpr int kVector = kWord / sizeof(P);  // P is the smallest type: one access of it, two of a float32 beside it
   if (launch.found_inf != nullptr && *launch.found_inf != 0.0f) return;
 
-  __shared__ Work<kRoles> work;
+  __shared__ Work<Rule> work;
   if (threadIdx.x == 0) {
     work.tensor = launch.slots[find_tensor(launch, blockIdx.x)].tensor;
     work.scalars = launch.slots[work.tensor.scalars].scalars;
   }
   __syncthreads();
 
-  const AdamWScalars scalars = work.scalars;
-  // As on the CPU: dividing by -scale is dividing by scale and negating.
-  float divisor = launch.grad_scale != nullptr ? *launch.grad_scale : 1.0f;
-  if (launch.maximize) divisor = -divisor;
+  const typename Rule::Scalars scalars = work.scalars;
+  const float scale = launch.grad_scale != nullptr ? *launch.grad_scale : 1.0f;
+  const GradientStage stage{launch.maximize ? -scale : scale,
+                            launch.clip_coefficient != nullptr ? *launch.clip_coefficient : 1.0f, launch.clip_value};
 
   // The tile's places are counted from a 16-byte boundary, `begin` (before element 0 in a shifted tensor's first tile).
   // Of its elements [first, end), whole vectors are [head, tail); the others are stepped one by one, and so are all
@@ -152,71 +149,72 @@ __global__ void __launch_bounds__(kBlock) adamw_kernel(const Launch<kAmsgrad ? 5
 
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = head + thread * kVector; i < tail; i += kBlock * kVector)
-    step<P, G, S, kAmsgrad, kVector>(work.tensor, begin + i, divisor, scalars);
+    step<P, G, S, Rule, kVector>(work.tensor, begin + i, stage, launch.shrinks, scalars);
   const int before = head - first, loose = before + end - tail;
   for (int i = thread; i < loose; i += kBlock) {
     const int place = i < before ? first + i : tail + i - before;
-    step<P, G, S, kAmsgrad, 1>(work.tensor, begin + place, divisor, scalars);
+    step<P, G, S, Rule, 1>(work.tensor, begin + place, stage, launch.shrinks, scalars);
   }
 }
 
-// Null for a combination of types that has no kernel (the same ones with and without AMSGrad).
-template <bool kAmsgrad>
-auto find_kernel(const steepest_adamw_args &args) {
-  using Kernel = decltype(&adamw_kernel<float, float, float, kAmsgrad>);
+// Null for a combination of types that has no kernel (the same ones for every rule).
+template <class Rule>
+auto find_kernel(const steepest_step_args &args) {
+  using Kernel = decltype(&step_kernel<float, float, float, Rule>);
   const auto is = [&](int32_t p, int32_t g, int32_t s) {
-    return args.param_dtype == p && args.grad_dtype == g && args.state_dtype == s;
+    return args.param_dtype == p && args.grad_dtype == g && (Rule::kStates == 0 || args.state_dtype == s);
   };
   Kernel kernel = nullptr;
   if (is(STEEPEST_FLOAT32, STEEPEST_FLOAT32, STEEPEST_FLOAT32))
-    kernel = &adamw_kernel<float, float, float, kAmsgrad>;
+    kernel = &step_kernel<float, float, float, Rule>;
   else if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_BFLOAT16))
-    kernel = &adamw_kernel<bfloat16, bfloat16, bfloat16, kAmsgrad>;
+    kernel = &step_kernel<bfloat16, bfloat16, bfloat16, Rule>;
   else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT16))
-    kernel = &adamw_kernel<float16, float16, float16, kAmsgrad>;
-  else if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32))
-    kernel = &adamw_kernel<bfloat16, bfloat16, float, kAmsgrad>;
-  else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32))
-    kernel = &adamw_kernel<float16, float16, float, kAmsgrad>;
+    kernel = &step_kernel<float16, float16, float16, Rule>;
+  else if constexpr (Rule::kStates > 0) {
+    if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32))
+      kernel = &step_kernel<bfloat16, bfloat16, float, Rule>;
+    else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32))
+      kernel = &step_kernel<float16, float16, float, Rule>;
+  }
   return kernel;
 }
 
-template <bool kAmsgrad>
-steepest_status run(const AdamWCall &call) {
-  constexpr int kRoles = kAmsgrad ? 5 : 4;
+template <class Rule>
+steepest_status run(const StepCall &call) {
   const DeviceGuard guard(call.exec->device_index);
   if (guard.error() != cudaSuccess)
-    return fail(STEEPEST_ERROR_CUDA, "steepest_adamw_step: device %d cannot be used: %s", call.exec->device_index,
+    return fail(STEEPEST_ERROR_CUDA, "steepest_step: device %d cannot be used: %s", call.exec->device_index,
                 cudaGetErrorString(guard.error()));
-  const auto kernel = find_kernel<kAmsgrad>(*call.args);
+  const auto kernel = find_kernel<Rule>(*call.args);
   const auto stream = static_cast<cudaStream_t>(call.exec->stream);
   cudaError_t error = cudaSuccess;
-  for_launches<kRoles>(*call.args, call.scalars, [&](const Launch<kRoles> &launch, int64_t tiles) {
+  for_launches<Rule>(*call.args, call.rows<Rule>(), [&](const Launch<Rule> &launch, int64_t tiles) {
     if (error == cudaSuccess) error = STEEPEST_LAUNCH(kernel, static_cast<unsigned>(tiles), kBlock, stream, launch);
   });
   if (error == cudaSuccess) return STEEPEST_OK;
   cudaGetLastError();  // reported here: the caller's next check must not find it again
-  return fail(STEEPEST_ERROR_CUDA, "steepest_adamw_step: launch on device %d failed: %s", call.exec->device_index,
+  return fail(STEEPEST_ERROR_CUDA, "steepest_step: launch on device %d failed: %s", call.exec->device_index,
               cudaGetErrorString(error));
-}
-
-template <int kRoles>
-int64_t count_launches(const steepest_adamw_args &args) {
-  int64_t launches = 0;
-  for_launches<kRoles>(args, nullptr, [&](const Launch<kRoles> &, int64_t) { ++launches; });
-  return launches;
 }
 
 }  // namespace
 
-bool adamw_supports(const steepest_adamw_args &args) { return find_kernel<false>(args) != nullptr; }
-
-steepest_status adamw(const AdamWCall &call) {
-  return call.args->max_exp_avg_sqs ? run<true>(call) : run<false>(call);
+bool supports(const steepest_step_args &args) {
+  return with_rule(args.rule, args.flags, [&](auto rule) { return find_kernel<decltype(rule)>(args) != nullptr; });
 }
 
-int64_t adamw_launches(const steepest_adamw_args &args) {
-  return args.max_exp_avg_sqs ? count_launches<5>(args) : count_launches<4>(args);
+steepest_status step(const StepCall &call) {
+  return with_rule(call.args->rule, call.args->flags, [&](auto rule) { return run<decltype(rule)>(call); });
+}
+
+int64_t launches(const steepest_step_args &args) {
+  return with_rule(args.rule, args.flags, [&](auto rule) {
+    int64_t count = 0;
+    using Rule = decltype(rule);
+    for_launches<Rule>(args, nullptr, [&](const Launch<Rule> &, int64_t) { ++count; });
+    return count;
+  });
 }
 
 }  // namespace steepest::cuda

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
-#include "formula/adamw.h"
-#include "steepest/steepest.h"
+#include "engine/rules.h"
 
 // Tests on the host make blocks and grids small: to run faster, and to have tensors cut between launches.
 #ifndef STEEPEST_CUDA_BLOCK
@@ -25,8 +25,8 @@ constexpr int64_t kMaxGrid = STEEPEST_CUDA_MAX_GRID;  // CUDA's limit on gridDim
 constexpr int kWord = 16;                             // bytes of the widest memory access
 constexpr size_t kArgumentBytes = 32764;              // limit on kernel arguments from CUDA 12.1 and sm_70 on
 
-// Memory roles of a tensor in TensorSlot::address; the last exists with AMSGrad only.
-enum Role { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq };
+// Memory roles of a tensor in TensorSlot::address; states follow.
+enum Role { kParam, kGrad, kFirstState };
 
 // `shift` of a tensor whose roles do not reach 16-byte boundaries at the same elements.
 constexpr int16_t kApart = -1;
@@ -40,43 +40,51 @@ struct TensorSlot {
   int16_t shift;        // elements from the last 16-byte boundary to element 0, the same for every role; or kApart
 };
 
-template <int kRoles>
+template <class Rule>
 union Slot {
-  TensorSlot<kRoles> tensor;
-  AdamWScalars scalars;
+  TensorSlot<kFirstState + Rule::kStates> tensor;
+  typename Rule::Scalars scalars;
 };
 
 // The kernel's argument.  Tensors fill the slots from the front, scalars from the back, so that neither a list with few
 // hyper-parameter rows nor one with a row per tensor wastes room.
-template <int kRoles>
+template <class Rule>
 struct Launch {
-  static constexpr int kHeaderBytes = 24;
-  static constexpr int kSlots = static_cast<int>((kArgumentBytes - kHeaderBytes) / sizeof(Slot<kRoles>));
+  static constexpr int kHeaderBytes = 40;
+  static constexpr int kSlots = static_cast<int>((kArgumentBytes - kHeaderBytes) / sizeof(Slot<Rule>));
 
-  const float *grad_scale;  // device memory or null
-  const float *found_inf;   // device memory or null
+  const float *grad_scale;        // device memory or null
+  const float *clip_coefficient;  // device memory or null
+  const float *found_inf;         // device memory or null
+  float clip_value;               // inf: none
   uint32_t num_tensors;
   uint32_t maximize;
-  Slot<kRoles> slots[kSlots];
+  uint32_t shrinks;  // whether any row of scalars asks for shrink_after
+  Slot<Rule> slots[kSlots];
 };
 
-static_assert(sizeof(Launch<4>) <= kArgumentBytes && sizeof(Launch<5>) <= kArgumentBytes, "too large for an argument");
-static_assert(offsetof(Launch<4>, slots) == Launch<4>::kHeaderBytes, "the header is larger than assumed");
+static_assert(sizeof(Launch<Sgd<false>>) <= kArgumentBytes && sizeof(Launch<Adam<true>>) <= kArgumentBytes,
+              "too large for an argument");
+static_assert(offsetof(Launch<Adam<true>>, slots) == Launch<Adam<true>>::kHeaderBytes, "header larger than assumed");
 
 // Fills one launch after another and calls emit(launch, tiles) with each.
-template <int kRoles, class Emit>
+template <class Rule, class Emit>
 class Packer {
  public:
+  using Scalars = typename Rule::Scalars;
   // `scalars` is null when only the number of launches is wanted.
-  Packer(const steepest_adamw_args &args, const AdamWScalars *scalars, Emit emit)
+  Packer(const steepest_step_args &args, const Scalars *scalars, Emit emit)
       : args_(args), scalars_(scalars), emit_(emit) {
     launch_.grad_scale = args.grad_scale;
+    launch_.clip_coefficient = args.clip_coefficient;
     launch_.found_inf = args.found_inf;
+    launch_.clip_value =
+        args.clip_value > 0 ? static_cast<float>(args.clip_value) : std::numeric_limits<float>::infinity();
     launch_.num_tensors = 0;
     launch_.maximize = args.flags & STEEPEST_MAXIMIZE;
-    const int64_t sizes[] = {size_of(args.param_dtype), size_of(args.grad_dtype), size_of(args.state_dtype),
-                             size_of(args.state_dtype), size_of(args.state_dtype)};
-    std::copy_n(sizes, kRoles, size_);
+    launch_.shrinks = 0;
+    for (int role = 0; role < kRoles; ++role)
+      size_[role] = size_of(role == kParam ? args.param_dtype : role == kGrad ? args.grad_dtype : args.state_dtype);
   }
 
   void pack() {
@@ -86,8 +94,9 @@ class Packer {
   }
 
  private:
+  static constexpr int kRoles = kFirstState + Rule::kStates;
   using Tensor = TensorSlot<kRoles>;
-  static constexpr int kSlots = Launch<kRoles>::kSlots;
+  static constexpr int kSlots = Launch<Rule>::kSlots;
 
   static int64_t size_of(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : 2; }
 
@@ -122,10 +131,10 @@ class Packer {
   }
 
   Tensor describe(int64_t i) const {
-    void *const addresses[] = {args_.params[i], const_cast<void *>(args_.grads[i]), args_.exp_avgs[i],
-                               args_.exp_avg_sqs[i], kRoles > 4 ? args_.max_exp_avg_sqs[i] : nullptr};
     Tensor tensor{};
-    std::copy_n(addresses, kRoles, tensor.address);
+    tensor.address[kParam] = args_.params[i];
+    tensor.address[kGrad] = const_cast<void *>(args_.grads[i]);
+    for (int k = 0; k < Rule::kStates; ++k) tensor.address[kFirstState + k] = args_.states[k][i];
     tensor.numel = args_.numel[i];
     // No supported type is smaller than the parameter's, so its shift is known modulo the longest vector.
     const auto place = [&](int role) { return reinterpret_cast<uintptr_t>(tensor.address[role]); };
@@ -147,30 +156,34 @@ class Packer {
 
   int add_row(int32_t hyper) {
     hyper_[rows_] = hyper;
-    if (scalars_) launch_.slots[kSlots - 1 - rows_].scalars = scalars_[hyper];
+    if (scalars_) {
+      launch_.slots[kSlots - 1 - rows_].scalars = scalars_[hyper];
+      launch_.shrinks |= shrinks_after(scalars_[hyper].shrink);
+    }
     return rows_++;
   }
 
   void flush() {
     emit_(launch_, tiles_);
     launch_.num_tensors = 0;
+    launch_.shrinks = 0;
     rows_ = 0;
     tiles_ = 0;
   }
 
-  const steepest_adamw_args &args_;
-  const AdamWScalars *scalars_;
+  const steepest_step_args &args_;
+  const Scalars *scalars_;
   Emit emit_;
   int64_t size_[kRoles];
   int64_t tiles_ = 0;
   int rows_ = 0;
   int32_t hyper_[kSlots];  // hyper-parameter row of each row of scalars in the launch
-  Launch<kRoles> launch_;
+  Launch<Rule> launch_;
 };
 
-template <int kRoles, class Emit>
-void for_launches(const steepest_adamw_args &args, const AdamWScalars *scalars, Emit emit) {
-  Packer<kRoles, Emit>(args, scalars, emit).pack();
+template <class Rule, class Emit>
+void for_launches(const steepest_step_args &args, const typename Rule::Scalars *scalars, Emit emit) {
+  Packer<Rule, Emit>(args, scalars, emit).pack();
 }
 
 }  // namespace steepest::cuda

@@ -1,28 +1,37 @@
 // What the ABI entry points dispatch to, after all arguments have been checked.
 #pragma once
 
-#include "formula/adamw.h"
-#include "steepest/steepest.h"
+#include "engine/rules.h"
+#include "formula/survey.h"
 
 namespace steepest {
 
-struct AdamWCall {
+struct StepCall {
   const steepest_exec *exec;
-  const steepest_adamw_args *args;
-  const AdamWScalars *scalars;  // [args->num_hyper]
+  const steepest_step_args *args;
+  const void *scalars;  // Rule::Scalars [args->num_hyper]
+
+  template <class Rule>
+  const typename Rule::Scalars *rows() const {
+    return static_cast<const typename Rule::Scalars *>(scalars);
+  }
 };
 
 namespace cpu {
-steepest_status adamw(const AdamWCall &call);
+steepest_status step(const StepCall &call);
+// Blocks of at most kSurveyBlock elements; each has a SurveyPart in the workspace.
+constexpr int64_t kSurveyBlock = 8192;
+int64_t survey_blocks(const steepest_survey_args &args);
+steepest_survey_result survey(const steepest_exec &exec, const steepest_survey_args &args, SurveyPart *parts);
 // Name of the SIMD clone that the stage loops resolve to on this machine.
 const char *clone_name();
 }  // namespace cpu
 
 namespace cuda {
-bool adamw_supports(const steepest_adamw_args &args);
-steepest_status adamw(const AdamWCall &call);
-// Launches that adamw() makes for these tensors, from the same packing code.
-int64_t adamw_launches(const steepest_adamw_args &args);
+bool supports(const steepest_step_args &args);
+steepest_status step(const StepCall &call);
+// Launches that step() makes for these tensors, from the same packing code.
+int64_t launches(const steepest_step_args &args);
 }  // namespace cuda
 
 }  // namespace steepest

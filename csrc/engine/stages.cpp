@@ -63,34 +63,104 @@ STEEPEST_CLONES void store_float16(const float *__restrict from, float16 *__rest
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<float16>(from[i]);
 }
 
-STEEPEST_CLONES void adamw_plain(float *__restrict p, const float *__restrict g, float *__restrict m,
-                                 float *__restrict v, int64_t n, AdamWScalars s) {
-  for (int64_t i = 0; i < n; ++i) adamw(p[i], g[i], m[i], v[i], nullptr, s);
-}
-
-STEEPEST_CLONES void adamw_16bit(bfloat16 *__restrict p, const bfloat16 *__restrict g, bfloat16 *__restrict m,
-                                 bfloat16 *__restrict v, int64_t n, AdamWScalars s) {
+// An element's way through a rule, over float32 tiles in place or over another type, converted in registers.
+template <class Rule, class T>
+__attribute__((always_inline)) inline void rule_loop(T *__restrict p, const T *__restrict g, T *const *states, int64_t n,
+                                                     typename Rule::Scalars s) {
+  constexpr int kStates = Rule::kStates;
+  T *__restrict s0 = kStates > 0 ? states[0] : nullptr;
+  T *__restrict s1 = kStates > 1 ? states[1] : nullptr;
+  T *__restrict s2 = kStates > 2 ? states[2] : nullptr;
+#pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    float pi = widen(p[i]), mi = widen(m[i]), vi = widen(v[i]);
-    adamw(pi, widen(g[i]), mi, vi, nullptr, s);
-    p[i] = narrow<bfloat16>(pi);
-    m[i] = narrow<bfloat16>(mi);
-    v[i] = narrow<bfloat16>(vi);
+    float pi = widen(p[i]), gi = widen(g[i]), state[3] = {};
+    if constexpr (kStates > 0) state[0] = widen(s0[i]);
+    if constexpr (kStates > 1) state[1] = widen(s1[i]);
+    if constexpr (kStates > 2) state[2] = widen(s2[i]);
+    decay(pi, gi, s.shrink);
+    Rule::step(pi, gi, state, s);
+    p[i] = narrow<T>(pi);
+    if constexpr (kStates > 0) s0[i] = narrow<T>(state[0]);
+    if constexpr (kStates > 1) s1[i] = narrow<T>(state[1]);
+    if constexpr (kStates > 2) s2[i] = narrow<T>(state[2]);
   }
 }
 
-STEEPEST_CLONES void adamw_amsgrad(float *__restrict p, const float *__restrict g, float *__restrict m,
-                                   float *__restrict v, float *__restrict vmax, int64_t n, AdamWScalars s) {
-  for (int64_t i = 0; i < n; ++i) adamw(p[i], g[i], m[i], v[i], &vmax[i], s);
-}
+// Clones cannot be templates, so each rule's are spelled by a macro.
+#define STEEPEST_RULE_LOOPS(name, ...)                                                                            \
+  STEEPEST_CLONES void name##_float32(float *p, const float *g, float *const *states, int64_t n,                  \
+                                      const __VA_ARGS__::Scalars &s) {                                            \
+    rule_loop<__VA_ARGS__>(p, g, states, n, s);                                                                   \
+  }                                                                                                               \
+  STEEPEST_CLONES void name##_bfloat16(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,        \
+                                       const __VA_ARGS__::Scalars &s) {                                           \
+    rule_loop<__VA_ARGS__>(p, g, states, n, s);                                                                   \
+  }
+#define STEEPEST_FOR_EACH_RULE(_)                \
+  _(sgd, Sgd<false>)                             \
+  _(sgd_momentum, Sgd<true>)                     \
+  _(adagrad, Adagrad)                            \
+  _(rmsprop, Rmsprop<false, false>)              \
+  _(rmsprop_momentum, Rmsprop<false, true>)      \
+  _(rmsprop_centered, Rmsprop<true, false>)      \
+  _(rmsprop_centered_momentum, Rmsprop<true, true>) \
+  _(adam, Adam<false>)                           \
+  _(adam_amsgrad, Adam<true>)                    \
+  _(lion, Lion)                                  \
+  _(sign_descent, Sign)
+STEEPEST_FOR_EACH_RULE(STEEPEST_RULE_LOOPS)
 
-STEEPEST_CLONES void divide(const float *g, float *out, int64_t n, float scale) {
+STEEPEST_CLONES void gradient_loop(const float *g, float *out, int64_t n, GradientStage stage) {
   // `out` may be `g` itself: element i depends on element i alone.
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) out[i] = g[i] / scale;
+  for (int64_t i = 0; i < n; ++i) out[i] = stage(g[i]);
 }
 
+STEEPEST_CLONES void shrink_loop(float *p, const float *before, int64_t n, Shrink s) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    float pi = p[i];
+    shrink_after(pi, before[i], s);
+    p[i] = pi;
+  }
+}
+
+template <class Power>
+__attribute__((always_inline)) inline SurveyPart survey_loop(const float *__restrict x, int64_t n, Power power) {
+  double sum[kSurveyLanes] = {};
+  uint32_t largest[kSurveyLanes] = {};
+  int64_t i = 0;
+  for (; i + kSurveyLanes <= n; i += kSurveyLanes)
+    for (int64_t k = 0; k < kSurveyLanes; ++k) {
+      const uint32_t magnitude = float_bits(x[i + k]) & 0x7fffffffu;
+      sum[k] += power(x[i + k]);
+      largest[k] = magnitude > largest[k] ? magnitude : largest[k];
+    }
+  for (int64_t k = 0; i + k < n; ++k) {
+    const uint32_t magnitude = float_bits(x[i + k]) & 0x7fffffffu;
+    sum[k] += power(x[i + k]);
+    largest[k] = magnitude > largest[k] ? magnitude : largest[k];
+  }
+  SurveyPart part{0.0, 0};
+  for (int64_t k = 0; k < kSurveyLanes; ++k) {
+    part.power_sum += sum[k];
+    part.largest = largest[k] > part.largest ? largest[k] : part.largest;
+  }
+  return part;
+}
+
+STEEPEST_CLONES SurveyPart survey_two(const float *x, int64_t n) { return survey_loop(x, n, PowerTwo{}); }
+STEEPEST_CLONES SurveyPart survey_one(const float *x, int64_t n) { return survey_loop(x, n, PowerOne{}); }
+STEEPEST_CLONES SurveyPart survey_max(const float *x, int64_t n) { return survey_loop(x, n, NoPower{}); }
+
 }  // namespace
+
+SurveyPart survey_tile(const float *x, int64_t n, double q, double scale) {
+  if (q == 2.0 && scale == 1.0) return survey_two(x, n);
+  if (q == 1.0 && scale == 1.0) return survey_one(x, n);
+  if (std::isinf(q)) return survey_max(x, n);
+  return survey_loop(x, n, ScaledPower{q, scale});
+}
 
 void load(int32_t dtype, const void *from, float *to, int64_t n) {
   if (dtype == STEEPEST_BFLOAT16) return load_bfloat16(static_cast<const bfloat16 *>(from), to, n);
@@ -108,22 +178,24 @@ void store(int32_t dtype, const float *from, void *to, int64_t n) {
   store_float16(from, static_cast<float16 *>(to), n);
 }
 
-// Negation commutes with rounding: dividing by -scale is dividing by scale and negating.
-void scale_gradient(const float *g, float *out, int64_t n, float scale, bool negate) {
-  divide(g, out, n, negate ? -scale : scale);
+void prepare_gradient(const float *g, float *out, int64_t n, const GradientStage &stage) {
+  gradient_loop(g, out, n, stage);
 }
 
-void adamw_bfloat16(void *p, const void *g, void *m, void *v, int64_t n, const AdamWScalars &s) {
-  adamw_16bit(static_cast<bfloat16 *>(p), static_cast<const bfloat16 *>(g), static_cast<bfloat16 *>(m),
-              static_cast<bfloat16 *>(v), n, s);
-}
+void shrink_tile(float *p, const float *before, int64_t n, const Shrink &s) { shrink_loop(p, before, n, s); }
 
-void adamw_tile(float *p, const float *g, float *m, float *v, float *vmax, int64_t n, const AdamWScalars &s) {
-  if (vmax == nullptr)
-    adamw_plain(p, g, m, v, n, s);
-  else
-    adamw_amsgrad(p, g, m, v, vmax, n, s);
-}
+#define STEEPEST_RULE_TILES(name, ...)                                                                             \
+  template <>                                                                                                      \
+  void rule_tile<__VA_ARGS__>(float *p, const float *g, float *const *states, int64_t n,                           \
+                              const __VA_ARGS__::Scalars &s) {                                                     \
+    name##_float32(p, g, states, n, s);                                                                            \
+  }                                                                                                                \
+  template <>                                                                                                      \
+  void rule_bfloat16<__VA_ARGS__>(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,              \
+                                  const __VA_ARGS__::Scalars &s) {                                                 \
+    name##_bfloat16(p, g, states, n, s);                                                                           \
+  }
+STEEPEST_FOR_EACH_RULE(STEEPEST_RULE_TILES)
 
 const char *clone_name() {
 #if STEEPEST_HAS_CLONES

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from steepest.kernels import symmetric
-from steepest.matrix.verbs import rounded_once
+from steepest.matrix.verbs import general_product, rounded_once
 
 
 class TritonVerbs:
@@ -40,6 +40,16 @@ class TritonVerbs:
         return symmetric.symmetric_product(
             a, b, alpha=alpha, beta=beta, c=c, diagonal=diagonal, input_precision=self.input_precision
         )
+
+    def commuting_product(self, a: Tensor, b: Tensor, *, beta: float = 0.0, c: Tensor | None = None) -> Tensor:
+        """A B + beta C by cuBLAS, operands rounded to tf32 where `input_precision` says so."""
+        matmul = torch.backends.cuda.matmul
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "tf32" if self.input_precision == "tf32" else before
+        try:
+            return general_product(a, b, beta, c)
+        finally:
+            matmul.fp32_precision = before
 
     def long_product(self, q: Tensor, x: Tensor, *, alpha: float = 1.0, shift: float = 0.0) -> Tensor:
         """alpha Q X + shift X with square Q and long X: no symmetry to use."""

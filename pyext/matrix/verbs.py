@@ -38,6 +38,10 @@ class Verbs(Protocol):
     ) -> Tensor:
         """alpha·A B + beta·C + diagonal·I for symmetric A, B, C, where A and B commute, so that A B is symmetric."""
 
+    def commuting_product(self, a: Tensor, b: Tensor, *, beta: float = 0.0, c: Tensor | None = None) -> Tensor:
+        """A B + beta·C like `symmetric_product`, but every element is computed: where operands are rounded (tf32),
+        mirroring a product that is not a square destroys what is small in it."""
+
     def long_product(self, q: Tensor, x: Tensor, *, alpha: float = 1.0, shift: float = 0.0) -> Tensor:
         """alpha·Q X + shift·X for symmetric q (..., n, n) and x (..., n, m), rounded to half precision only once."""
 
@@ -71,6 +75,10 @@ class TorchVerbs:
             out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         return out
 
+    def commuting_product(self, a: Tensor, b: Tensor, *, beta: float = 0.0, c: Tensor | None = None) -> Tensor:
+        """A B + beta·C, 2n³ FLOPs."""
+        return general_product(a, b, beta, c)
+
     def long_product(self, q: Tensor, x: Tensor, *, alpha: float = 1.0, shift: float = 0.0) -> Tensor:
         """alpha·Q X + shift·X, 2n²m FLOPs, in the memory order of x: where that is a transposed matrix, as (Xᵀ Q)ᵀ."""
         if x.dtype in (torch.float16, torch.bfloat16):
@@ -86,6 +94,13 @@ def rounded_once(q: Tensor, x: Tensor, alpha: float, shift: float) -> Tensor:
     singular values near 1, and rounding Q X to half precision first was seen to let some grow to 7."""
     flat = torch.baddbmm(_flat(x), _flat(q), _flat(x), alpha=alpha, beta=shift)
     return flat.reshape(x.shape)
+
+
+def general_product(a: Tensor, b: Tensor, beta: float, c: Tensor | None) -> Tensor:
+    """A B + beta·C with the sum in the product's accumulator."""
+    out = torch.empty_like(a)
+    torch.baddbmm(_flat(out if c is None else c), _flat(a), _flat(b), beta=beta, out=_flat(out))
+    return out
 
 
 def panel_ends(n: int, device_type: str) -> list[int]:

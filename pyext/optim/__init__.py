@@ -1,6 +1,12 @@
 """Optimizers with torch.optim's interface, one class per file."""
 
+from steepest.optim.adagrad import Adagrad
+from steepest.optim.adam import Adam
 from steepest.optim.adamw import AdamW
+from steepest.optim.lion import Lion
 from steepest.optim.muon import Muon
+from steepest.optim.rmsprop import RMSprop
+from steepest.optim.sgd import SGD
+from steepest.optim.shampoo import Shampoo
 
-__all__ = ["AdamW", "Muon"]
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "Muon", "RMSprop", "Shampoo"]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from steepest import check
 from steepest.matrix.polar import plan, polar
-from steepest.multi_tensor import adamw_numbers
-from steepest.optim.adamw import AdamWRule
+from steepest.optim.adamw import AdamW
 from steepest.optim.base import FusedOptimizer, run_closure
+from steepest.optim.options import shared_defaults
 from steepest.optim.split import Assignment, assign
 
 SCALES: dict[str, Callable[[int, int], float]] = {
@@ -26,6 +26,9 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 ADAMW_DEFAULTS = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
 # Same-shape matrices are orthogonalised in one batch of at most this many elements (64 MiB in float32).
 BATCH_ELEMENTS = 1 << 24
+
+
+ADAMW_SHARED = shared_defaults(maximize=False, cautious=False, l1=0.0, clip_value=None, decoupled_weight_decay=True)
 
 
 class Muon(FusedOptimizer):
@@ -78,7 +81,7 @@ class Muon(FusedOptimizer):
             lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, schedule=schedule, steps=steps,
             scale=scale,
         )  # fmt: skip
-        self._adamw_defaults = {**ADAMW_DEFAULTS, **(adamw or {}), "amsgrad": False, "maximize": False}
+        self._adamw_defaults = {**ADAMW_DEFAULTS, **(adamw or {}), "amsgrad": False, **ADAMW_SHARED}
         self.split: list[Assignment] = []
         groups, self.split = self._split_groups(params)
         super().__init__(groups, {})
@@ -120,7 +123,7 @@ class Muon(FusedOptimizer):
     def _check_group(self, number: int, group: dict) -> None:
         where = f"Muon: param group {number}"
         if group["algorithm"] == "adamw":
-            adamw_numbers(where, group["lr"], group["betas"], group["eps"], group["weight_decay"])
+            AdamW.kind.numbers(where, group)
             return
         check.number(where, "lr", group["lr"], 0)
         check.number(where, "momentum", group["momentum"], 0, 1)
@@ -140,17 +143,16 @@ class Muon(FusedOptimizer):
     def step(self, closure=None):
         """One step; returns the closure's loss, if there is a closure."""
         loss = run_closure(closure)
-        rule = AdamWRule()
         numbered = list(enumerate(self.param_groups))
         others = [(number, group) for number, group in numbered if group["algorithm"] == "adamw"]
-        hyper = {number: rule.hyper(group) for number, group in others}
+        rules, numbers = self._rules_and_numbers(AdamW.kind, others)
         matrices = [group for _, group in numbered if group["algorithm"] == "muon"]
         for number, group in numbered:
             if group["algorithm"] == "muon":
                 self._check_group(number, group)
                 _check_gradients(number, group)
-        for table in self._prepared_tables(rule, others):
-            table.run(hyper)
+        for table in self._prepared_tables(AdamW.kind, others, rules):
+            table.run(numbers, (None, None, None))
         for group in matrices:
             self._step_matrices(group)
         return loss

@@ -7,5 +7,18 @@ from __future__ import annotations
 
 from .adamw import adamw_
 from .polar import polar, polar_svd
+from .roots import effective_dimension, inverse_root
+from .rules import adagrad_, adam_, lion_, rmsprop_, sgd_
 
-__all__ = ["adamw_", "polar", "polar_svd"]
+__all__ = [
+    "adagrad_",
+    "adam_",
+    "adamw_",
+    "effective_dimension",
+    "inverse_root",
+    "lion_",
+    "polar",
+    "polar_svd",
+    "rmsprop_",
+    "sgd_",
+]

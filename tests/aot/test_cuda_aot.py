@@ -33,7 +33,7 @@ def machine_code(build) -> dict:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_registers_and_spills(build, architecture):
     kernels = build.kernels[architecture]
-    assert set(kernels) == {(types, amsgrad) for types in cuda.TYPES.values() for amsgrad in (False, True)}
+    assert set(kernels) == cuda.expected_kernels()
     assert [cuda.resource_faults(name, kernel) for name, kernel in kernels.items()] == [[]] * len(kernels)
 
 
@@ -45,7 +45,7 @@ def test_main_loop_moves_16_bytes_at_a_time(machine_code, architecture):
 
 def test_faults_are_found(machine_code):
     """Negative controls on a real kernel's code."""
-    name = cuda.TYPES["fff"], False
+    name = cuda.TYPES["fff"], "Adam<false>"
     good = machine_code["90"][name]
     narrow = [(at, text.replace(".128", ".64", 1) if "LDG" in text else text) for at, text in good.code]
     straight = [(at, text) for at, text in good.code if "BRA" not in text]
@@ -57,7 +57,7 @@ def test_faults_are_found(machine_code):
     assert "72 registers; 4 blocks per SM have 64" in cuda.resource_faults(
         name, dataclasses.replace(good, registers=72)
     )
-    assert cuda.resource_faults((name[0], True), dataclasses.replace(good, registers=72)) == []
+    assert cuda.resource_faults((name[0], "Adam<true>"), dataclasses.replace(good, registers=72)) == []
     assert "8 bytes spilled" in cuda.resource_faults(name, dataclasses.replace(good, spills=8))[0]
 
 
@@ -80,8 +80,9 @@ def test_every_operation_rounds_once_to_nearest(ptx):
 
 
 def test_kernel_arguments_fit(ptx):
-    sizes = {int(size) for size in re.findall(r"\.param \S+ \S+ \.b8 \S*adamw_kernel\S*_param_0\[(\d+)\]", ptx)}
-    assert sizes == {24 + 682 * 48, 24 + 584 * 56}
+    sizes = {int(size) for size in re.findall(r"\.param \S+ \S+ \.b8 \S*step_kernel\S*_param_0\[(\d+)\]", ptx)}
+    # A slot holds a tensor with its states, 0 to 3, or a row of scalars.
+    assert sizes == {40 + (ARGUMENT_BYTES - 40) // slot * slot for slot in (32, 40, 48, 56)}
     assert max(sizes) <= ARGUMENT_BYTES
 
 
@@ -112,14 +113,16 @@ def test_clean_error_without_a_driver(build, tmp_path):
           float x[4] = {1, 1, 1, 1};
           void *address[1] = {x};
           int64_t numel = 4;
-          steepest_adamw_hyper hyper = {1e-3, 0.9, 0.999, 1e-8, 0, 1};
-          steepest_adamw_args args = {};
+          steepest_hyper hyper = {};
+          hyper.lr = 1e-3, hyper.step = 1;
+          steepest_step_args args = {};
+          args.rule = STEEPEST_ADAM;
           args.num_tensors = 1, args.numel = &numel, args.num_hyper = 1, args.hyper = &hyper;
-          args.params = args.exp_avgs = args.exp_avg_sqs = address, args.grads = address;
+          args.params = args.states[0] = args.states[1] = address, args.grads = address;
           steepest_exec exec = {};
           exec.device = STEEPEST_CUDA;
-          AdamWScalars scalars = adamw_scalars(hyper);
-          const steepest_status status = cuda::adamw({&exec, &args, &scalars});
+          AdamScalars scalars = Adam<false>::scalars(hyper, 0);
+          const steepest_status status = cuda::step({&exec, &args, &scalars});
           std::printf("%d %d %s", status, x[0] == 1, steepest_last_error());
         }
         """
@@ -129,5 +132,5 @@ def test_clean_error_without_a_driver(build, tmp_path):
     cuda.nvcc("-cudart=static", *sources, "-o", executable)
     status, unchanged, message = cuda.run(executable).stdout.split(" ", 2)
     assert (int(status), int(unchanged)) == (4, 1)
-    assert message.startswith("steepest_adamw_step: device 0 cannot be used: "), message
+    assert message.startswith("steepest_step: device 0 cannot be used: "), message
     assert "driver" in message or "no CUDA-capable device" in message, message

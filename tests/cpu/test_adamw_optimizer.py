@@ -65,7 +65,8 @@ def test_state_dict_has_the_keys_and_dtypes_of_torch():
     train(model, ours, data, 1)
     train(other, theirs, data, 1)
     a, b = ours.state_dict(), theirs.state_dict()
-    assert a["param_groups"][0].keys() == b["param_groups"][0].keys()
+    ours_alone = {"cautious", "l1", "clip_value"}  # which torch's load_state_dict takes along
+    assert a["param_groups"][0].keys() - ours_alone == b["param_groups"][0].keys()
     for i, entry in b["state"].items():
         assert entry.keys() == a["state"][i].keys()
         for key, value in entry.items():

@@ -28,18 +28,18 @@ steepest_exec on(steepest_device device, int index = 0) {
   return exec;
 }
 
-steepest_status step(const steepest_exec &exec, const steepest_adamw_args &args) {
+steepest_status step(const steepest_exec &exec, const steepest_step_args &args) {
   uint64_t bytes = 0;
-  const steepest_status status = steepest_adamw_workspace_size(&exec, &args, &bytes);
+  const steepest_status status = steepest_step_workspace_size(&exec, &args, &bytes);
   if (status != STEEPEST_OK) return status;
   std::vector<char> workspace(bytes);
-  return steepest_adamw_step(&exec, &args, workspace.data(), bytes);
+  return steepest_step(&exec, &args, workspace.data(), bytes);
 }
 
-int64_t launches(const steepest_adamw_args &args) {
+int64_t launches(const steepest_step_args &args) {
   const steepest_exec exec = on(STEEPEST_CUDA);
   int64_t count = -1;
-  EXPECT(steepest_adamw_launches(&exec, &args, &count) == STEEPEST_OK, "%s", steepest_last_error());
+  EXPECT(steepest_step_launches(&exec, &args, &count) == STEEPEST_OK, "%s", steepest_last_error());
   return count;
 }
 
@@ -51,7 +51,7 @@ int compare_lists(uint64_t seed, int count, int64_t largest) {
     lists::List cuda(random, largest, seen);
     lists::List cpu(cuda);
     const lists::List before(cuda);
-    const steepest_adamw_args cuda_args = cuda.args(), cpu_args = cpu.args();
+    const steepest_step_args cuda_args = cuda.args(), cpu_args = cpu.args();
     const int64_t expected = launches(cuda_args);
     shim::launches = 0;
     EXPECT(step(on(STEEPEST_CUDA), cuda_args) == STEEPEST_OK, "list %d: %s", i, steepest_last_error());
@@ -70,7 +70,8 @@ int compare_lists(uint64_t seed, int count, int64_t largest) {
   std::printf("{");
   print("tensors", seen.tensors), print("elements", seen.elements), print("empty", seen.empty);
   print("aligned", seen.aligned), print("shifted", seen.shifted), print("apart", seen.apart);
-  print("amsgrad", seen.amsgrad), print("skipped", seen.skipped), print("scaled", seen.scaled);
+  print("skipped", seen.skipped), print("scaled", seen.scaled), print("clipped", seen.clipped);
+  for (int rule = 0; rule < lists::kRuleCount; ++rule) print(("rule " + std::to_string(rule)).c_str(), seen.rules[rule]);
   print("launches", seen.launches), print("lists_of_several_launches", seen.lists_of_several_launches);
   std::printf("\"lists\": %lld}\n", static_cast<long long>(seen.lists));
   return 0;
@@ -80,16 +81,20 @@ int compare_lists(uint64_t seed, int count, int64_t largest) {
 int count_launches(int64_t tensors, int64_t numel, int64_t rows, bool amsgrad) {
   std::vector<int64_t> sizes(tensors, numel);
   std::vector<void *> addresses(tensors, reinterpret_cast<void *>(uintptr_t{4096}));
-  std::vector<steepest_adamw_hyper> hyper(rows, {1e-3, 0.9, 0.999, 1e-8, 0.01, 1});
+  steepest_hyper row{};
+  row.lr = 1e-3, row.step = 1;
+  std::vector<steepest_hyper> hyper(rows, row);
   std::vector<int32_t> index(tensors);
   for (int64_t i = 0; i < tensors; ++i) index[i] = static_cast<int32_t>(i % rows);
-  steepest_adamw_args a{};
+  steepest_step_args a{};
   a.struct_size = sizeof a;
   a.num_tensors = tensors;
   a.numel = sizes.data();
-  a.params = a.exp_avgs = a.exp_avg_sqs = addresses.data();
+  a.rule = STEEPEST_ADAM;
+  a.flags = STEEPEST_DECOUPLED | (amsgrad ? STEEPEST_AMSGRAD : 0);
+  a.params = a.states[0] = a.states[1] = addresses.data();
   a.grads = const_cast<const void *const *>(addresses.data());
-  a.max_exp_avg_sqs = amsgrad ? addresses.data() : nullptr;
+  if (amsgrad) a.states[2] = addresses.data();
   a.num_hyper = rows;
   a.hyper = hyper.data();
   a.hyper_index = index.data();
@@ -115,13 +120,15 @@ int step_far_end(int64_t tile) {
     for (int64_t i = 0; i < near_numel; ++i) near[role].push_back(static_cast<uint16_t>(0x3c00 + random() % 512));
     std::memcpy(static_cast<uint16_t *>(far[role]) + far_numel - near_numel, near[role].data(), near_numel * 2);
   }
-  const steepest_adamw_hyper hyper{1e-2, 0.9, 0.99, 1e-8, 0.1, 3};
+  steepest_hyper hyper{};
+  hyper.lr = 1e-2, hyper.beta1 = 0.9, hyper.beta2 = 0.99, hyper.eps = 1e-8, hyper.weight_decay = 0.1, hyper.step = 3;
   int64_t numel = far_numel;
-  steepest_adamw_args a{};
+  steepest_step_args a{};
   a.struct_size = sizeof a;
   a.num_tensors = 1;
   a.numel = &numel;
-  a.params = &far[0], a.grads = &far[1], a.exp_avgs = &far[2], a.exp_avg_sqs = &far[3];
+  a.rule = STEEPEST_ADAM, a.flags = STEEPEST_DECOUPLED;
+  a.params = &far[0], a.grads = &far[1], a.states[0] = &far[2], a.states[1] = &far[3];
   a.param_dtype = a.grad_dtype = a.state_dtype = STEEPEST_FLOAT16;
   a.num_hyper = 1;
   a.hyper = &hyper;
@@ -131,7 +138,7 @@ int step_far_end(int64_t tile) {
   void *short_ones[4];
   for (int role = 0; role < 4; ++role) short_ones[role] = near[role].data();
   numel = near_numel;
-  a.params = &short_ones[0], a.grads = &short_ones[1], a.exp_avgs = &short_ones[2], a.exp_avg_sqs = &short_ones[3];
+  a.params = &short_ones[0], a.grads = &short_ones[1], a.states[0] = &short_ones[2], a.states[1] = &short_ones[3];
   EXPECT(step(on(STEEPEST_CPU), a) == STEEPEST_OK, "%s", steepest_last_error());
   for (int role = 0; role < 4; ++role) {
     const int wrong = std::memcmp(static_cast<uint16_t *>(far[role]) + far_numel - checked,
@@ -150,17 +157,17 @@ int use_devices() {
   lists::List list(random, 100, seen);
   EXPECT(!list.skipped() && seen.elements > 0, "this seed gives a list with nothing to step");
   const lists::List before(list);
-  const steepest_adamw_args args = list.args();
+  const steepest_step_args args = list.args();
 
   EXPECT(step(on(STEEPEST_CUDA, 7), args) == STEEPEST_ERROR_CUDA, "a device that is not there was accepted");
   std::string message = steepest_last_error();
-  EXPECT(message == "steepest_adamw_step: device 7 cannot be used: invalid device ordinal", "%s", message.c_str());
+  EXPECT(message == "steepest_step: device 7 cannot be used: invalid device ordinal", "%s", message.c_str());
   EXPECT(list.difference(before).empty() && shim::device == 0, "the refused call left traces");
 
   shim::launch_result = cudaErrorLaunchFailure;
   EXPECT(step(on(STEEPEST_CUDA, 1), args) == STEEPEST_ERROR_CUDA, "a refused launch went unnoticed");
   message = steepest_last_error();
-  EXPECT(message == "steepest_adamw_step: launch on device 1 failed: launch failure", "%s", message.c_str());
+  EXPECT(message == "steepest_step: launch on device 1 failed: launch failure", "%s", message.c_str());
   EXPECT(list.difference(before).empty() && shim::device == 0, "the refused launch left traces");
   EXPECT(shim::last_error == cudaSuccess, "a reported error is still pending");
   shim::launch_result = cudaSuccess;

@@ -82,14 +82,34 @@ inline float read(const unsigned char *from, int32_t dtype) {
   return dtype == STEEPEST_BFLOAT16 ? widen(bfloat16{bits}) : widen(float16{bits});
 }
 
-enum { kParam, kGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kRoles };
-inline const char *const kRoleNames[kRoles] = {"param", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+enum { kParam, kGrad, kFirstState, kRoles = kFirstState + STEEPEST_MAX_STATES };
+inline const char *const kRoleNames[kRoles] = {"param", "grad", "state 0", "state 1", "state 2"};
+
+struct RuleChoice {
+  int32_t rule;
+  uint32_t flags;
+  int states;
+};
+constexpr RuleChoice kRules[] = {{STEEPEST_SGD, 0, 0},
+                                 {STEEPEST_SGD, STEEPEST_MOMENTUM, 1},
+                                 {STEEPEST_SGD, STEEPEST_MOMENTUM | STEEPEST_NESTEROV, 1},
+                                 {STEEPEST_ADAGRAD, 0, 1},
+                                 {STEEPEST_RMSPROP, 0, 1},
+                                 {STEEPEST_RMSPROP, STEEPEST_MOMENTUM, 2},
+                                 {STEEPEST_RMSPROP, STEEPEST_CENTERED, 2},
+                                 {STEEPEST_RMSPROP, STEEPEST_CENTERED | STEEPEST_MOMENTUM, 3},
+                                 {STEEPEST_LION, 0, 1},
+                                 {STEEPEST_SIGN, 0, 0},
+                                 {STEEPEST_ADAM, 0, 2},
+                                 {STEEPEST_ADAM, STEEPEST_AMSGRAD, 3}};
+constexpr int kRuleCount = sizeof kRules / sizeof kRules[0];
 
 // How often each situation that the engine treats differently came up.
 struct Coverage {
   int64_t lists = 0, tensors = 0, elements = 0, launches = 0, lists_of_several_launches = 0;
   int64_t empty = 0, aligned = 0, shifted = 0, apart = 0;  // tensors
-  int64_t amsgrad = 0, skipped = 0, scaled = 0;            // lists
+  int64_t skipped = 0, scaled = 0, clipped = 0;            // lists
+  int64_t rules[kRuleCount] = {};                          // lists
 };
 
 // The arguments of one call and the memory behind them.
@@ -104,8 +124,14 @@ class List {
     const int32_t *triple = triples[random.below(5)];
     const int32_t dtypes[kRoles] = {triple[0], triple[1], triple[2], triple[2], triple[2]};
     std::memcpy(dtype_, dtypes, sizeof dtype_);
-    amsgrad_ = random.one_in(2);
-    maximize_ = random.one_in(3);
+    // Half of the lists are Adam's, where most of the engine's own cases are.
+    const int chosen = random.one_in(2) ? kRuleCount - 1 - static_cast<int>(random.below(2))
+                                        : static_cast<int>(random.below(kRuleCount));
+    choice_ = kRules[chosen];
+    if (random.one_in(3)) choice_.flags |= STEEPEST_MAXIMIZE;
+    if (random.one_in(2)) choice_.flags |= STEEPEST_DECOUPLED;
+    if (choice_.flags & STEEPEST_DECOUPLED && random.one_in(3)) choice_.flags |= STEEPEST_CAUTIOUS;
+    clip_value_ = random.one_in(4) ? 0.02 : 0.0;
     special_values_ = random.one_in(4);
     const bool long_list = random.one_in(20);
     const int64_t tensors = long_list ? 600 + random.below(900) : 1 + random.below(12);
@@ -120,22 +146,24 @@ class List {
       static const float scales[] = {1.0f, 65536.0f, 0.37f, 3.0f};
       scale_.push_back(scales[random.below(4)]);
     }
+    if (random.one_in(4)) coefficient_.push_back(random.one_in(2) ? 0.125f : 0.7f);
     if (random.one_in(2)) {
       static const float flags[] = {1.0f, std::numeric_limits<float>::quiet_NaN()};
       found_inf_.push_back(random.one_in(4) ? flags[random.below(2)] : 0.0f);
     }
     coverage.lists += 1;
     coverage.tensors += tensors;
-    coverage.amsgrad += amsgrad_;
+    coverage.rules[chosen] += 1;
     coverage.scaled += !scale_.empty();
+    coverage.clipped += !coefficient_.empty() || clip_value_ > 0;
     coverage.skipped += skipped();
   }
 
   bool skipped() const { return !found_inf_.empty() && found_inf_[0] != 0.0f; }
 
   // Valid while this list lives and is not copied over.
-  steepest_adamw_args args() {
-    steepest_adamw_args a{};
+  steepest_step_args args() {
+    steepest_step_args a{};
     a.struct_size = sizeof a;
     a.num_tensors = static_cast<int64_t>(numel_.size());
     a.numel = numel_.data();
@@ -145,13 +173,14 @@ class List {
     }
     a.params = address_[kParam].data();
     a.grads = const_cast<const void *const *>(address_[kGrad].data());
-    a.exp_avgs = address_[kExpAvg].data();
-    a.exp_avg_sqs = address_[kExpAvgSq].data();
-    a.max_exp_avg_sqs = amsgrad_ ? address_[kMaxExpAvgSq].data() : nullptr;
+    for (int k = 0; k < choice_.states; ++k) a.states[k] = address_[kFirstState + k].data();
     a.param_dtype = dtype_[kParam];
     a.grad_dtype = dtype_[kGrad];
-    a.state_dtype = dtype_[kExpAvg];
-    a.flags = maximize_ ? STEEPEST_MAXIMIZE : 0;
+    a.state_dtype = dtype_[kFirstState];
+    a.rule = choice_.rule;
+    a.flags = choice_.flags;
+    a.clip_value = clip_value_;
+    a.clip_coefficient = coefficient_.empty() ? nullptr : coefficient_.data();
     a.num_hyper = static_cast<int64_t>(hyper_.size());
     a.hyper = hyper_.data();
     a.hyper_index = hyper_index_.data();
@@ -193,8 +222,19 @@ class List {
 
   void add_hyper(Random &random) {
     static const double beta1[] = {0.0, 0.3, 0.9, 0.95}, beta2[] = {0.0, 0.95, 0.999};
-    hyper_.push_back({std::pow(10.0, -4 + 3 * random.uniform()), beta1[random.below(4)], beta2[random.below(3)], 1e-8,
-                      random.one_in(2) ? 0.0 : 0.1 * random.uniform(), 1 + static_cast<int64_t>(random.below(1000))});
+    steepest_hyper hyper{};
+    hyper.lr = std::pow(10.0, -4 + 3 * random.uniform());
+    hyper.weight_decay = random.one_in(2) ? 0.0 : 0.1 * random.uniform();
+    hyper.l1 = random.one_in(4) ? random.uniform() : 0.0;
+    hyper.beta1 = beta1[random.below(4)];
+    hyper.beta2 = beta2[random.below(3)];
+    hyper.eps = 1e-8;
+    hyper.momentum = beta1[1 + random.below(3)];
+    hyper.dampening = random.one_in(2) ? 0.0 : random.uniform();
+    hyper.alpha = beta2[random.below(3)];
+    hyper.lr_decay = random.one_in(2) ? 0.0 : 0.01;
+    hyper.step = 1 + static_cast<int64_t>(random.one_in(4) ? 0 : random.below(1000));
+    hyper_.push_back(hyper);
   }
 
   // One array per role for the newest tensor: all on boundaries, all shifted alike, or each on its own.
@@ -203,7 +243,7 @@ class List {
     const uint64_t lanes = 16 / size_of(dtype_[kParam]);
     const uint64_t kind = random.below(3), shift = kind == 0 ? 0 : random.below(lanes);
     bool apart = false;
-    for (int role = 0; role < (amsgrad_ ? kRoles : kMaxExpAvgSq); ++role) {
+    for (int role = 0; role < kFirstState + choice_.states; ++role) {
       const size_t size = size_of(dtype_[role]);
       const uint64_t own = role > 0 && kind == 2 ? random.below(lanes) : shift;
       apart |= (own - shift) * size % 16 != 0;
@@ -225,15 +265,20 @@ class List {
       return specials[random.below(8)];
     }
     const double x = random.normal();
-    return static_cast<float>(role >= kExpAvgSq ? 1e-3 * x * x : role == kParam ? x : 0.03 * x);
+    // Sums of squares, and a mean whose square is smaller.
+    const bool squares = role == kFirstState + 1 || role == kFirstState + 2;
+    if (choice_.rule != STEEPEST_ADAM) return static_cast<float>(role == kFirstState ? x * x : role == kParam ? x : 0.03 * x);
+    return static_cast<float>(squares ? 1e-3 * x * x : role == kParam ? x : 0.03 * x);
   }
 
   int32_t dtype_[kRoles];
-  bool amsgrad_, maximize_, special_values_;
+  RuleChoice choice_;
+  bool special_values_;
+  double clip_value_;
   std::vector<int64_t> numel_;
   std::vector<int32_t> hyper_index_;
-  std::vector<steepest_adamw_hyper> hyper_;
-  std::vector<float> scale_, found_inf_;
+  std::vector<steepest_hyper> hyper_;
+  std::vector<float> scale_, coefficient_, found_inf_;
   std::vector<Array> arrays_[kRoles];
   std::vector<void *> address_[kRoles];
 };

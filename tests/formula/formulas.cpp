@@ -1,7 +1,8 @@
 // The formula headers as plain functions over arrays, for ctypes.
 #include "engine/plan.h"
 #include "engine/stages.h"
-#include "formula/adamw.h"
+
+#include <cstring>
 
 using namespace steepest;
 
@@ -22,14 +23,35 @@ void narrow_float16(const float *in, uint16_t *out, int64_t n) {
 // The stages that the CPU engine really runs: SIMD clones, F16C.
 void stage_load(int32_t dtype, const void *in, float *out, int64_t n) { cpu::load(dtype, in, out, n); }
 void stage_store(int32_t dtype, const float *in, void *out, int64_t n) { cpu::store(dtype, in, out, n); }
-void stage_adamw(float *p, const float *g, float *m, float *v, float *vmax, int64_t n, const double *hyper,
-                 int64_t step) {
-  cpu::adamw_tile(p, g, m, v, vmax, n, adamw_scalars({hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], step}));
+// One step of a rule over float32 arrays, element by element or through the CPU engine's stage.  `numbers` are the
+// fields of steepest_hyper before `step`.
+void rule_step(int32_t rule, uint32_t flags, int32_t stage, float *p, const float *g, float *s0, float *s1, float *s2,
+               int64_t n, const double *numbers, int64_t step) {
+  steepest_hyper hyper{};
+  std::memcpy(&hyper, numbers, 10 * sizeof(double));
+  hyper.step = step;
+  with_rule(rule, flags, [&](auto r) {
+    using Rule = decltype(r);
+    const auto scalars = Rule::scalars(hyper, flags);
+    float *const states[3] = {s0, s1, s2};
+    if (stage) {
+      cpu::rule_tile<Rule>(p, g, states, n, scalars);
+      return;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      float gi = g[i], state[3] = {};
+      for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][i];
+      decay(p[i], gi, scalars.shrink);
+      Rule::step(p[i], gi, state, scalars);
+      for (int k = 0; k < Rule::kStates; ++k) states[k][i] = state[k];
+    }
+  });
 }
-void scalar_adamw(float *p, const float *g, float *m, float *v, float *vmax, int64_t n, const double *hyper,
-                  int64_t step) {
-  const AdamWScalars s = adamw_scalars({hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], step});
-  for (int64_t i = 0; i < n; ++i) adamw(p[i], g[i], m[i], v[i], vmax ? vmax + i : nullptr, s);
+void shrink(float *p, const float *before, int64_t n, const float *numbers) {
+  cpu::shrink_tile(p, before, n, {numbers[0], numbers[1], numbers[2], numbers[3]});
+}
+void prepare(const float *g, float *out, int64_t n, const float *numbers) {
+  cpu::prepare_gradient(g, out, n, {numbers[0], numbers[1], numbers[2]});
 }
 // How often each element is visited, over all shares.
 void visits(const int64_t *numel, int64_t count, int parts, int32_t *hits, int64_t *largest_share) {

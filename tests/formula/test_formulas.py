@@ -88,33 +88,72 @@ def test_flush_to_zero_does_not_change_float16(cpp):
     assert np.array_equal(out, bits.astype(np.float64) * 2.0**-24) and np.array_equal(back, bits)
 
 
-HYPER = np.array([1e-2, 0.9, 0.999, 1e-8, 0.1])
+# Rule and flags as in steepest.h, with the number of states.
+SGD, ADAGRAD, RMSPROP, ADAM, LION, SIGN = range(6)
+DECOUPLED, AMSGRAD, NESTEROV, CENTERED, MOMENTUM = 2, 8, 16, 32, 64
+RULES = {
+    "sgd": (SGD, 0, 0),
+    "sgd momentum": (SGD, MOMENTUM, 1),
+    "sgd nesterov": (SGD, MOMENTUM | NESTEROV, 1),
+    "adagrad": (ADAGRAD, 0, 1),
+    "rmsprop": (RMSPROP, 0, 1),
+    "rmsprop momentum": (RMSPROP, MOMENTUM, 2),
+    "rmsprop centered": (RMSPROP, CENTERED, 2),
+    "rmsprop centered momentum": (RMSPROP, CENTERED | MOMENTUM, 3),
+    "adam": (ADAM, 0, 2),
+    "adamw": (ADAM, DECOUPLED, 2),
+    "adamw amsgrad": (ADAM, DECOUPLED | AMSGRAD, 3),
+    "lion": (LION, DECOUPLED, 1),
+    "sign": (SIGN, DECOUPLED, 0),
+}
+FIELDS = ("lr", "weight_decay", "l1", "beta1", "beta2", "eps", "momentum", "dampening", "alpha", "lr_decay")
+HYPER = dict(
+    lr=1e-2, weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8, momentum=0.9, dampening=0.2, alpha=0.99, lr_decay=0.01
+)
 
 
-def state(n, seed=0):
+def state(n, states=2, seed=0):
+    """Parameter, gradient, and states in the sizes of a mean, a mean square, and its maximum."""
     rng = np.random.default_rng(seed)
     p, g, m = (rng.standard_normal(n).astype(np.float32) for _ in range(3))
-    return p, g, m, np.abs(rng.standard_normal(n)).astype(np.float32)
+    return [p, g, m, np.abs(rng.standard_normal(n)).astype(np.float32), np.full(n, 0.5, np.float32)][: 2 + states]
 
 
-@pytest.mark.parametrize("n", [*range(0, 68), 1023, 4096])
-@pytest.mark.parametrize("amsgrad", [False, True])
-def test_vector_body_and_tail_round_like_the_scalar_formula(cpp, n, amsgrad):
-    one, two = state(n), state(n)
-    vmax = [np.full(n, 0.5, dtype=np.float32) if amsgrad else None for _ in range(2)]
-    call(cpp.stage_adamw, *one, vmax[0], n, HYPER, 3)
-    call(cpp.scalar_adamw, *two, vmax[1], n, HYPER, 3)
+def positive_first(arrays, rule):
+    """Adagrad's and RMSprop's first state is a sum of squares, above the square of RMSprop's mean."""
+    if rule in (ADAGRAD, RMSPROP) and len(arrays) > 2:
+        arrays[2] = arrays[2] ** 2 + (arrays[3] ** 2 if len(arrays) > 3 else 0)
+    return arrays
+
+
+def rule_step(cpp, rule, flags, arrays, step, stage, **changes):
+    numbers = np.array([(HYPER | changes).get(name, 0.0) for name in FIELDS])
+    pointers = [pointer(array) for array in arrays] + [None] * (5 - len(arrays))
+    cpp.rule_step(
+        ctypes.c_int32(rule), ctypes.c_uint32(flags), ctypes.c_int32(stage), *pointers,
+        ctypes.c_int64(arrays[0].size), pointer(numbers), ctypes.c_int64(step),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [*range(0, 68, 3), 1023, 4096])
+@pytest.mark.parametrize("name", RULES)
+def test_vector_body_and_tail_round_like_the_scalar_formula(cpp, n, name):
+    rule, flags, states = RULES[name]
+    one, two = (positive_first(state(n, states), rule) for _ in range(2))
+    before = [array.copy() for array in one]
+    rule_step(cpp, rule, flags, one, 3, stage=True)
+    rule_step(cpp, rule, flags, two, 3, stage=False)
     assert all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in zip(one, two))
-    assert not amsgrad or np.array_equal(*vmax)
+    assert np.array_equal(one[1], before[1]) and not (n and np.array_equal(one[0], before[0]))
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.0), (0.4, 0.5), (0.99, 0.9999)])
 @pytest.mark.parametrize("step", [1, 2, 1000, 2**24 + 1])
-def test_one_step_against_float64(cpp, betas, step):
+def test_one_adamw_step_against_float64(cpp, betas, step):
     lr, (b1, b2), eps, wd = 1e-2, betas, 1e-8, 0.1
     p, g, m, v = state(4096, seed=1)
     P, G, M, V = (x.astype(np.float64) for x in (p, g, m, v))
-    call(cpp.scalar_adamw, p, g, m, v, None, p.size, np.array([lr, b1, b2, eps, wd]), step)
+    rule_step(cpp, ADAM, DECOUPLED, [p, g, m, v], step, stage=False, beta1=b1, beta2=b2)
     M = M + (1 - b1) * (G - M)
     V = b2 * V + (1 - b2) * G * G
     P = P * (1 - lr * wd) - lr / (1 - b1**step) * M / (np.sqrt(V) / np.sqrt(1 - b2**step) + eps)
@@ -128,6 +167,29 @@ def test_one_step_against_float64(cpp, betas, step):
     update = lr / (1 - b1**step) * (np.abs(M) + 2 * np.abs(G)) / (np.sqrt(V) / np.sqrt(1 - b2**step) + eps)
     assert (np.abs(p - P) <= u * (3 * np.abs(P) + 16 * update)).all()
     assert np.abs(p - P).max() > 0
+
+
+def test_shrinking_after_the_rule(cpp):
+    inf, nan = np.inf, np.nan
+    before = np.array([1, 1, -1, -1, 0, 0, 1, 1e-30, -1e-30, nan], np.float32)
+    p = np.array([0.9, 1.1, -0.9, -1.1, 0.1, -0.1, 1, 1e-20, -1e-20, 1], np.float32)
+    out = p.copy()
+    cpp.shrink(pointer(out), pointer(before), ctypes.c_int64(out.size), pointer(np.array([1, 0, 0.5, 0], np.float32)))
+    towards_zero = np.array([1, 0, 1, 0, 1, 1, 1, 0, 0, 0], bool)
+    assert np.array_equal(out, np.where(towards_zero, p - np.float32(0.5) * before, p))
+    x = np.array([0.3, -0.3, 0.2, -0.2, 0.1, 0.0, inf, -inf, nan], np.float32)
+    out = x.copy()
+    cpp.shrink(pointer(out), pointer(x), ctypes.c_int64(out.size), pointer(np.array([1, 0, 0, 0.2], np.float32)))
+    t = np.float32(0.2)
+    expected = np.array([np.float32(0.3) - t, t - np.float32(0.3), 0, 0, 0, 0, inf, -inf, nan], np.float32)
+    assert np.array_equal(out, expected, equal_nan=True)
+
+
+def test_preparing_gradients(cpp):
+    g = np.array([1, -2, 8, -8, 0, np.inf, -np.inf, np.nan], np.float32)
+    out = np.zeros_like(g)
+    cpp.prepare(pointer(g), pointer(out), ctypes.c_int64(g.size), pointer(np.array([-2, 0.5, 1.5], np.float32)))
+    assert np.array_equal(out, np.array([-0.25, 0.5, -1.5, 1.5, 0, -1.5, 1.5, np.nan], np.float32), equal_nan=True)
 
 
 @pytest.mark.parametrize("seed", range(20))

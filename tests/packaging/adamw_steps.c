@@ -28,35 +28,40 @@ int main(int argc, char **argv) {
   memset(&exec, 0, sizeof exec);
   exec.struct_size = sizeof exec;
   exec.device = STEEPEST_CPU;
-  steepest_adamw_hyper hyper = {1e-2, 0.9, 0.999, 1e-8, 0.1, 1};
-  steepest_adamw_args args;
+  steepest_hyper hyper;
+  memset(&hyper, 0, sizeof hyper);
+  hyper.lr = 1e-2, hyper.beta1 = 0.9, hyper.beta2 = 0.999, hyper.eps = 1e-8, hyper.weight_decay = 0.1;
+  steepest_step_args args;
   memset(&args, 0, sizeof args);
   args.struct_size = sizeof args;
   args.num_tensors = 1;
   args.numel = &n;
   args.params = params;
   args.grads = grads;
-  args.exp_avgs = exp_avgs;
-  args.exp_avg_sqs = exp_avg_sqs;
+  args.rule = STEEPEST_ADAM;
+  args.flags = STEEPEST_DECOUPLED;
+  args.states[0] = exp_avgs;
+  args.states[1] = exp_avg_sqs;
   args.param_dtype = args.grad_dtype = args.state_dtype = STEEPEST_FLOAT32;
   args.num_hyper = 1;
   args.hyper = &hyper;
 
+  hyper.step = 1;
   /* Mistakes come back as codes with a message, and change nothing. */
   args.param_dtype = 7;
-  if (steepest_adamw_step(&exec, &args, NULL, 0) != STEEPEST_ERROR_INVALID) return 4;
+  if (steepest_step(&exec, &args, NULL, 0) != STEEPEST_ERROR_INVALID) return 4;
   if (!strstr(steepest_last_error(), "param_dtype is 7")) return 5;
   args.param_dtype = STEEPEST_FLOAT32;
-  if (steepest_adamw_step(&exec, &args, NULL, 0) != STEEPEST_ERROR_WORKSPACE) return 6;
+  if (steepest_step(&exec, &args, NULL, 0) != STEEPEST_ERROR_WORKSPACE) return 6;
   exec.struct_size = 4;
-  if (steepest_adamw_step(&exec, &args, NULL, 0) != STEEPEST_ERROR_INVALID) return 7;
+  if (steepest_step(&exec, &args, NULL, 0) != STEEPEST_ERROR_INVALID) return 7;
   exec.struct_size = sizeof exec;
 
   uint64_t bytes = 0;
-  if (check(steepest_adamw_workspace_size(&exec, &args, &bytes))) return 8;
+  if (check(steepest_step_workspace_size(&exec, &args, &bytes))) return 8;
   void *workspace = malloc((size_t)bytes);
   for (hyper.step = 1; hyper.step <= steps; ++hyper.step)
-    if (check(steepest_adamw_step(&exec, &args, workspace, bytes))) return 9;
+    if (check(steepest_step(&exec, &args, workspace, bytes))) return 9;
 
   const float *const out[3] = {p, m, v};
   for (int k = 0; k < 3; ++k)

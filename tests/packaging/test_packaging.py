@@ -123,7 +123,7 @@ def test_sdist_builds_a_wheel(source, tmp_path):
     with tarfile.open(archive) as tar:
         names = {name.split("/", 1)[-1] for name in tar.getnames()}
         tar.extractall(tmp_path / "unpacked")
-    sources = ("csrc/engine/cuda.cu", "csrc/formula/adamw.h", "pyext/bind.cpp", "kernels/adamw.py")
+    sources = ("csrc/engine/cuda.cu", "csrc/formula/adam.h", "pyext/bind.cpp", "kernels/adamw.py")
     for needed in ("CMakeLists.txt", *sources):
         assert needed in names
     (unpacked,) = (tmp_path / "unpacked").iterdir()

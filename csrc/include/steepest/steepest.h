@@ -56,56 +56,126 @@ typedef struct steepest_exec {
   int32_t reserved;
 } steepest_exec;
 
-/* Hyper-parameters of one group, as the user states them; derived scalars are computed inside, in double. */
-typedef struct steepest_adamw_hyper {
+/* Update rules.  All take, before the rule, the gradient stages
+ *   g = grad / *grad_scale * *clip_coefficient      (negated by STEEPEST_MAXIMIZE)
+ *   g = clamp(g, -clip_value, clip_value)
+ *   g = g + weight_decay * p                        (L2 decay)
+ *   p = p * (1 - lr*weight_decay)                   (STEEPEST_DECOUPLED)
+ * and after it the parameter stages
+ *   p = p - lr*weight_decay * p_old                 (STEEPEST_DECOUPLED | STEEPEST_CAUTIOUS: instead of the above, and
+ *                                                    only where the step has moved p towards zero)
+ *   p = sign(p) * max(|p| - lr*l1, 0)
+ * in float32, each result rounded once to its tensor's type.  The order of operations is that of torch's for-loops. */
+typedef enum steepest_rule {
+  /* b = momentum*b + (1 - dampening)*g (b = g in step 1);  g = g + momentum*b (STEEPEST_NESTEROV) or b;  p = p - lr*g
+   * states: b with STEEPEST_MOMENTUM, else none */
+  STEEPEST_SGD = 0,
+  /* s = s + g*g;  p = p - lr / (1 + (t-1)*lr_decay) * g / (sqrt(s) + eps);  states: s (Duchi et al. 2011) */
+  STEEPEST_ADAGRAD = 1,
+  /* v = alpha*v + (1-alpha)*g*g;  a = a + (1-alpha)*(g - a), d = sqrt(v - a*a) (STEEPEST_CENTERED) or sqrt(v);
+   * b = momentum*b + g / (d + eps), p = p - lr*b (STEEPEST_MOMENTUM) or p = p - lr * g / (d + eps)
+   * states: v, [a], [b] */
+  STEEPEST_RMSPROP = 2,
+  /* m = m + (1-beta1)*(g - m);  v = beta2*v + (1-beta2)*g*g (STEEPEST_AMSGRAD: v^ = max(v^, v) stands for v below);
+   * p = p + (-lr / (1 - beta1^t) * m) / (sqrt(v) / sqrt(1 - beta2^t) + eps);  states: m, v, [v^]
+   * AdamW with STEEPEST_DECOUPLED (Loshchilov & Hutter 2019), Adam without (Kingma & Ba 2015) */
+  STEEPEST_ADAM = 3,
+  /* p = p - lr * sign(beta1*m + (1-beta1)*g);  m = beta2*m + (1-beta2)*g;  states: m (Chen et al. 2023) */
+  STEEPEST_LION = 4,
+  /* p = p - lr * sign(g);  states: none */
+  STEEPEST_SIGN = 5
+} steepest_rule;
+
+/* steepest_step_args.flags */
+enum {
+  STEEPEST_MAXIMIZE = 1,  /* ascend instead of descend */
+  STEEPEST_DECOUPLED = 2, /* weight decay is decoupled from the gradient */
+  STEEPEST_CAUTIOUS = 4,  /* decoupled decay only where the step points the same way (Chen et al. 2025) */
+  STEEPEST_AMSGRAD = 8,
+  STEEPEST_NESTEROV = 16,
+  STEEPEST_CENTERED = 32,
+  STEEPEST_MOMENTUM = 64
+};
+
+#define STEEPEST_MAX_STATES 3
+
+/* Hyper-parameters of one group, as the user states them; derived scalars are computed inside, in double.  Fields that
+ * a rule does not use are ignored. */
+typedef struct steepest_hyper {
   double lr;           /* >= 0 */
-  double beta1;        /* [0, 1) */
-  double beta2;        /* [0, 1) */
-  double eps;          /* >= 0 */
-  double weight_decay; /* >= 0, decoupled */
-  int64_t step;        /* number of this step, the first being 1 */
-} steepest_adamw_hyper;
+  double weight_decay; /* >= 0 */
+  double l1;           /* >= 0 */
+  double beta1;        /* [0, 1) Adam, Lion */
+  double beta2;        /* [0, 1) Adam, Lion */
+  double eps;          /* >= 0   Adam, Adagrad, RMSprop */
+  double momentum;     /* >= 0   SGD, RMSprop */
+  double dampening;    /*        SGD */
+  double alpha;        /* [0, 1] RMSprop */
+  double lr_decay;     /* >= 0   Adagrad */
+  int64_t step;        /* number t of this step, the first being 1 */
+} steepest_hyper;
 
-enum { STEEPEST_MAXIMIZE = 1 }; /* steepest_adamw_args.flags: ascend instead of descend */
-
-/* AdamW (Loshchilov & Hutter 2019, in the rounding order of torch.optim.AdamW), for row i:
- *   g = grad / *grad_scale                        (negated by STEEPEST_MAXIMIZE)
- *   p = p * (1 - lr*weight_decay)
- *   m = m + (1 - beta1) * (g - m)
- *   v = v * beta2 + ((1 - beta2) * g) * g         (AMSGrad: v^ = max(v^, v) replaces v below)
- *   p = p + (-lr / (1 - beta1^t) * m) / (sqrt(v) / sqrt(1 - beta2^t) + eps)
- * in float32, each result rounded once to its tensor's type. */
-typedef struct steepest_adamw_args {
+/* Row i of a call is tensor i of every list. */
+typedef struct steepest_step_args {
   uint64_t struct_size;
+  int32_t rule;   /* steepest_rule */
+  uint32_t flags;
   int64_t num_tensors;
-  const int64_t *numel;          /* [num_tensors], each >= 0 */
-  void *const *params;           /* [num_tensors] addresses, likewise below */
+  const int64_t *numel;                       /* [num_tensors], each >= 0 */
+  void *const *params;                        /* [num_tensors] addresses, likewise below */
   const void *const *grads;
-  void *const *exp_avgs;
-  void *const *exp_avg_sqs;
-  void *const *max_exp_avg_sqs;  /* NULL: no AMSGrad */
-  int32_t param_dtype;           /* steepest_dtype */
+  void *const *states[STEEPEST_MAX_STATES];   /* as many lists as the rule has states, in its order; the rest NULL */
+  int32_t param_dtype;                        /* steepest_dtype */
   int32_t grad_dtype;
   int32_t state_dtype;
-  uint32_t flags;
-  int64_t num_hyper;                  /* >= 1 */
-  const steepest_adamw_hyper *hyper;  /* [num_hyper], host memory */
-  const int32_t *hyper_index;         /* [num_tensors] row of `hyper`; NULL: row 0 for all */
-  const float *grad_scale;            /* NULL, or where the tensors live: gradients are divided by it */
-  const float *found_inf;             /* NULL, or where the tensors live: nothing is changed when it is not 0 */
-} steepest_adamw_args;
+  int32_t reserved;
+  int64_t num_hyper;                          /* >= 1 */
+  const steepest_hyper *hyper;                /* [num_hyper], host memory */
+  const int32_t *hyper_index;                 /* [num_tensors] row of `hyper`; NULL: row 0 for all */
+  const float *grad_scale;       /* NULL, or where the tensors live: gradients are divided by it */
+  const float *clip_coefficient; /* NULL, or where the tensors live: gradients are multiplied by it */
+  const float *found_inf;        /* NULL, or where the tensors live: nothing is changed when it is not 0 */
+  double clip_value;             /* > 0: gradients are clamped to [-clip_value, clip_value]; 0: they are not */
+} steepest_step_args;
 
-/* Bytes of scratch memory that steepest_adamw_step needs (host memory, any alignment of 8). */
-STEEPEST_API steepest_status steepest_adamw_workspace_size(const steepest_exec *exec,
-                                                           const steepest_adamw_args *args, uint64_t *bytes);
+/* Bytes of scratch memory that steepest_step needs (host memory, any alignment of 8). */
+STEEPEST_API steepest_status steepest_step_workspace_size(const steepest_exec *exec, const steepest_step_args *args,
+                                                          uint64_t *bytes);
 
-/* One step over all tensors.  Reads 4 and writes 3 values per element: 28 bytes in float32, 36 with AMSGrad. */
-STEEPEST_API steepest_status steepest_adamw_step(const steepest_exec *exec, const steepest_adamw_args *args,
-                                                 void *workspace, uint64_t workspace_bytes);
+/* One step over all tensors.  Reads parameter, gradient and s states and writes all but the gradient: 12 + 8 s bytes
+ * per element in float32 (AdamW: 28). */
+STEEPEST_API steepest_status steepest_step(const steepest_exec *exec, const steepest_step_args *args, void *workspace,
+                                           uint64_t workspace_bytes);
 
 /* Number of CUDA launches that the same call makes; 0 on the CPU. */
-STEEPEST_API steepest_status steepest_adamw_launches(const steepest_exec *exec, const steepest_adamw_args *args,
-                                                     int64_t *launches);
+STEEPEST_API steepest_status steepest_step_launches(const steepest_exec *exec, const steepest_step_args *args,
+                                                    int64_t *launches);
+
+/* One read of many tensors: sum of |x|^q, largest |x|, and with it whether anything is not finite.  The order of the sum
+ * depends on the sizes alone, not on threads or vector widths; it is taken in float64. */
+typedef struct steepest_survey_args {
+  uint64_t struct_size;
+  int64_t num_tensors;
+  const int64_t *numel;       /* [num_tensors], each >= 0 */
+  const void *const *tensors; /* [num_tensors] */
+  int32_t dtype;              /* steepest_dtype */
+  int32_t reserved;
+  double q;                   /* >= 1, or inf: the sum is then 0 */
+  double scale;               /* > 0: |x / scale|^q is summed; 1 for q = 1 and 2 */
+} steepest_survey_args;
+
+typedef struct steepest_survey_result {
+  double power_sum;
+  float largest; /* max |x|; NaN if any element is NaN; 0 without elements */
+  int32_t nonfinite;
+} steepest_survey_result;
+
+/* CPU only.  `workspace` as steepest_survey_workspace_size says: 16 bytes per 8192 elements and tensor. */
+STEEPEST_API steepest_status steepest_survey_workspace_size(const steepest_exec *exec, const steepest_survey_args *args,
+                                                            uint64_t *bytes);
+STEEPEST_API steepest_status steepest_survey(const steepest_exec *exec, const steepest_survey_args *args,
+                                             void *workspace, uint64_t workspace_bytes,
+                                             steepest_survey_result *result);
 
 STEEPEST_API uint32_t steepest_abi_version(void);
 STEEPEST_API const char *steepest_version(void);

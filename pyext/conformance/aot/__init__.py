@@ -71,9 +71,9 @@ def compile_cuda(archs: list[str]) -> Iterator[Compiled]:
     for arch, kernels in build.kernels.items():
         for name, kernel in kernels.items():
             found = cuda.resource_faults(name, kernel) + cuda.access_faults(name, kernel)
-            types, amsgrad = name
+            types, rule = name
             yield Compiled(
-                "cuda", "adamw_kernel", " ".join(types) + " amsgrad" * amsgrad, f"sm_{arch}", FAIL if found else OK,
+                "cuda", "step_kernel", f"{rule} {' '.join(types)}", f"sm_{arch}", FAIL if found else OK,
                 "; ".join(found), kernel.registers, kernel.spills, kernel.shared, len(kernel.accesses("LDG")),
                 len(kernel.accesses("STG")), "",
             )  # fmt: skip

@@ -35,7 +35,13 @@ BLOCK = 256  # threads
 REGISTERS_PER_SM = 65536
 WIDE = r"\b%s\.E\S*\.128"
 
-Name = tuple[tuple[str, str, str], bool]  # types of parameter, gradient and state; whether AMSGrad
+# States of each rule, as its C++ type is written.
+STATES = {
+    "Sgd<false>": 0, "Sgd<true>": 1, "Adagrad": 1, "Rmsprop<false, false>": 1, "Rmsprop<false, true>": 2,
+    "Rmsprop<true, false>": 2, "Rmsprop<true, true>": 3, "Adam<false>": 2, "Adam<true>": 3, "Lion": 1, "Sign": 0,
+}  # fmt: skip
+
+Name = tuple[tuple[str, str, str], str]  # types of parameter, gradient and state; the rule
 
 
 @dataclass
@@ -115,16 +121,25 @@ def compile_engine(folder: Path, architectures: Sequence[str]) -> Build:
     return Build(target, seconds, read_resources(log))
 
 
+def expected_kernels() -> set[Name]:
+    """Every rule in every combination of types; without states, theirs makes no difference."""
+    return {
+        (types, rule) for rule, states in STATES.items() for types in TYPES.values() if states or types[1] == types[2]
+    }
+
+
 def kernel_name(mangled: str) -> Name:
-    found = re.search(r"adamw_kernelI(?:I?)(.+?)Lb([01])E", mangled)
-    return TYPES[found[1]], found[2] == "1"
+    rules = "|".join(sorted({rule.split("<")[0] for rule in STATES}))
+    found = re.search(rf"step_kernelI(?:I?)(.+?)NS_\d+({rules})(?:I((?:Lb[01]E)+)E)?E", mangled)
+    options = ", ".join({"0": "false", "1": "true"}[digit] for digit in re.findall(r"Lb([01])E", found[3] or ""))
+    return TYPES[found[1]], found[2] + (f"<{options}>" if options else "")
 
 
 def read_resources(log: str) -> dict[str, dict[Name, Kernel]]:
     """From the output of `ptxas -v`."""
     kernels: dict[str, dict[Name, Kernel]] = {}
     pattern = (
-        r"Compiling entry function '(\S*adamw_kernel\S*)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, "
+        r"Compiling entry function '(\S*step_kernel\S*)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, "
         r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
     )
     for name, architecture, stack, stores, loads, registers, rest in re.findall(pattern, log, re.DOTALL):
@@ -152,8 +167,8 @@ def loop_around(code: list[tuple[int, str]], first: int, last: int) -> bool:
 def resource_faults(name: Name, kernel: Kernel) -> list[str]:
     """Spills, or more registers than the occupancy that the bandwidth needs allows."""
     # Blocks per SM: 4 x 256 threads have 64 KiB of loads in flight (4 roles of 16 bytes each), where an H200 needs
-    # 4.8 TB/s x 0.8 us / 132 SMs = 29 KiB; with AMSGrad 3 x 256 threads and 5 roles make 60 KiB.
-    blocks = 3 if name[1] else 4
+    # 4.8 TB/s x 0.8 us / 132 SMs = 29 KiB; with 3 states 3 x 256 threads and 5 roles make 60 KiB.
+    blocks = 3 if STATES[name[1]] == 3 else 4
     limit = REGISTERS_PER_SM // (blocks * BLOCK) // 8 * 8
     faults = []
     if kernel.registers > limit:
@@ -165,10 +180,10 @@ def resource_faults(name: Name, kernel: Kernel) -> list[str]:
 
 def access_faults(name: Name, kernel: Kernel) -> list[str]:
     """The main loop must move 16 bytes at a time, and have all loads on their way before the first store."""
-    (param, grad, state), amsgrad = name
+    (param, grad, state), rule = name
     # A thread steps as many elements as 16 bytes of parameters hold: one access of them, two of a float32 state
     # beside them.
-    states = (3 if amsgrad else 2) * BYTES[state] // BYTES[param]
+    states = STATES[rule] * BYTES[state] // BYTES[param]
     wanted = (1 + BYTES[grad] // BYTES[param] + states, 1 + states)
     loads, stores = kernel.accesses("LDG"), kernel.accesses("STG")
     if (len(loads), len(stores)) != wanted:

@@ -83,6 +83,8 @@ CASES = (
     AdamWCase("layout: all different", shapes=MATRICES, layouts=("transposed", "contiguous", "gaps", "channels_last")),
     AdamWCase("layout: param view with gaps", shapes=MATRICES, layouts=("gaps", "contiguous")),
     AdamWCase("no decay", weight_decay=0.0),
+    AdamWCase("decay to 0.07", lr=0.3, weight_decay=3.1),  # where rounding lr or weight_decay first would show
+    AdamWCase("beta1 0.5", betas=(0.5, 0.9)),  # the two forms of lerp meet here, and round differently
     AdamWCase("beta1 0.3", betas=(0.3, 0.95)),
     AdamWCase("betas 0", betas=(0.0, 0.0)),
     AdamWCase("lr 0", lr=0.0),

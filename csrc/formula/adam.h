@@ -1,0 +1,59 @@
+// Adam and AdamW: one rule, which differs in how weights decay (see options.h).  Operation order: the for-loops of
+// torch.optim.Adam and AdamW (see steepest.h).
+#pragma once
+
+#include <cmath>
+
+#include "formula/options.h"
+
+namespace steepest {
+
+struct AdamScalars {
+  Shrink shrink;
+  float lerp;                // 1 - beta1
+  float lerp_rest;           // 1 - lerp, exact for lerp >= 1/2, where alone it is used
+  float beta2;
+  float beta2_rest;          // 1 - beta2, from double: 1 - float(0.999) is off by 1.3e-5
+  float bias2_sqrt;          // sqrt(1 - beta2^t)
+  float negative_step_size;  // -lr / (1 - beta1^t)
+  float eps;
+};
+
+// States: exp_avg, exp_avg_sq and, with AMSGrad, the running maximum of exp_avg_sq.
+template <bool kAmsgrad>
+struct Adam {
+  static constexpr int kStates = kAmsgrad ? 3 : 2;
+  using Scalars = AdamScalars;
+
+  static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
+    const double t = static_cast<double>(h.step);
+    const double bias1 = 1.0 - std::pow(h.beta1, t);
+    const double bias2 = 1.0 - std::pow(h.beta2, t);
+    Scalars s;
+    s.shrink = shrink_scalars(h, flags);
+    s.lerp = static_cast<float>(1.0 - h.beta1);
+    s.lerp_rest = 1.0f - s.lerp;
+    s.beta2 = static_cast<float>(h.beta2);
+    s.beta2_rest = static_cast<float>(1.0 - h.beta2);
+    s.bias2_sqrt = static_cast<float>(std::sqrt(bias2));
+    s.negative_step_size = static_cast<float>(-(h.lr / bias1));
+    s.eps = static_cast<float>(h.eps);
+    return s;
+  }
+
+  STEEPEST_HD static void step(float &p, float g, float *state, const Scalars &s) {
+    float &m = state[0], &v = state[1];
+    m = lerp(m, g, s.lerp, s.lerp_rest);
+    v = v * s.beta2 + (s.beta2_rest * g) * g;
+    float second = v;
+    if constexpr (kAmsgrad) {
+      // NaN in either operand is kept, as torch.maximum keeps it.
+      second = (v > state[2] || v != v) ? v : state[2];
+      state[2] = second;
+    }
+    const float denominator = sqrtf(second) / s.bias2_sqrt + s.eps;
+    p = p + (s.negative_step_size * m) / denominator;
+  }
+};
+
+}  // namespace steepest

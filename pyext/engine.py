@@ -1,0 +1,210 @@
+"""From lists of tensors to a kernel: which backend, which rows are worked on in place, what is refused.
+
+The compiled gatherer (rows.cpp) approves the usual lists in nanoseconds per tensor.  What it turns down comes to
+`check_rows`, which raises unless `step_checked` can handle it: by grouping rows of one device and dtype, and by copying
+rows whose layouts differ in and out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from steepest import check, layout
+from steepest._native import WITH_CUDA, lib, num_threads, reader
+from steepest.rules import Rule, hyper_row
+
+log = logging.getLogger("steepest")
+BACKENDS = ("auto", "cpu", "cuda", "triton")
+SCALARS = ("grad_scale", "clip_coefficient", "found_inf")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A rule with the one-element float32 tensors that apply to all rows; None where there is none."""
+
+    rule: Rule
+    grad_scale: Tensor | None = None
+    clip_coefficient: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    @property
+    def scalars(self) -> tuple[Tensor | None, ...]:
+        return self.grad_scale, self.clip_coefficient, self.found_inf
+
+    def on(self, device: torch.device) -> Call:
+        return Call(self.rule, *(None if t is None else t.to(device) for t in self.scalars))
+
+    def native(self, hyper: list[tuple], index: list[int] | None) -> lib.Step:
+        """As the compiled module takes it; the scalars must outlive the call."""
+        address = [0 if t is None else t.data_ptr() for t in self.scalars]
+        return lib.Step(
+            rule=self.rule.number, flags=self.rule.flags, hyper=hyper, index=index, clip_value=self.rule.clip_value,
+            num_threads=num_threads(), **dict(zip(SCALARS, address)),
+        )  # fmt: skip
+
+
+def check_scalars(op: str, call: Call, first) -> bool:
+    """Checks the device scalars; False when one must be moved to reach the tensors."""
+    local = True
+    for name, value in zip(SCALARS, call.scalars):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor) or value.numel() != 1 or value.dtype != torch.float32:
+            found = (
+                f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
+            raise ValueError(f"{op}: {name} is {found}, expected a one-element float32 tensor")
+        local = local and isinstance(first, Tensor) and value.device == first.device
+    return local
+
+
+def step_native(roles: list[list[Tensor]], call: Call, hyper: list[tuple], index: list[int] | None):
+    """None when the step was taken; otherwise why the lists are not plain, with nothing changed."""
+    return lib.step(reader, roles, call.native(hyper, index))
+
+
+def check_rows(op: str, rule: Rule, roles: list[list[Tensor]], backend: str) -> None:
+    """For lists that the compiled gatherer turned down: raises unless `step_checked` can handle them."""
+    check.rows(op, rule.names, roles, rule.written)
+    check.no_overlap(op, rule.names, roles, rule.written)
+    for group in layout.by_device_and_dtype(roles):
+        row = [role[group[0]] for role in roles]
+        _supported(op, choose_backend(op, backend, row[0]), rule, row)
+
+
+def step_checked(
+    op: str, call: Call, roles: list[list[Tensor]], hyper: list[tuple], index: list[int] | None, backend: str = "auto"
+) -> None:
+    """Steps over checked lists of any layouts, dtypes and devices: grouped by device and dtype, copied if need be."""
+    written = [name in call.rule.written for name in call.rule.names]
+    for group in layout.by_device_and_dtype(roles):
+        rows = layout.Rows([[role[i] for i in group] for role in roles], written)
+        rows_index = None if index is None else [index[i] for i in group]
+        local = call.on(roles[0][group[0]].device)
+        if choose_backend(op, backend, roles[0][group[0]]) == "triton":
+            _triton(rows.roles, local, hyper, rows_index)
+        else:
+            reason = step_native(rows.roles, local, hyper, rows_index)
+            if reason is not None:
+                raise RuntimeError(f"{op}: prepared rows were turned down: {reason}; please report this")
+        rows.write_back()
+
+
+def triton_missing(call: Call) -> str:
+    """Why Triton has no kernel for a call; "" when it has."""
+    rule = call.rule
+    if rule.number != lib.ADAM or not rule.flags & lib.DECOUPLED:
+        return f"{rule.name}; it has AdamW"
+    if rule.flags & lib.CAUTIOUS or rule.clip_value or call.clip_coefficient is not None:
+        return "clipping and cautious decay"
+    return ""
+
+
+def _triton(roles, call: Call, hyper, index) -> None:
+    from steepest.kernels.adamw import adamw_step
+
+    vmax = roles[4] if len(roles) == 5 else None
+    scalars = [tuple(row) for row in lib.adam_scalars(hyper)]
+    maximize = bool(call.rule.flags & lib.MAXIMIZE)
+    adamw_step(
+        *roles[:4], vmax, scalars, index, maximize=maximize, grad_scale=call.grad_scale, found_inf=call.found_inf
+    )
+
+
+def _supported(op: str, backend: str, rule: Rule, row: list[Tensor]) -> None:
+    states = {tensor.dtype for tensor in row[2:]}
+    if len(states) > 1:
+        found = {name: tensor.dtype for name, tensor in zip(rule.states, row[2:])}
+        raise TypeError(f"{op}: the states of one row differ in dtype: {found}")
+    if backend == "cpu":
+        return
+    state = row[2].dtype if len(row) > 2 else row[0].dtype
+    if row[0].dtype != row[1].dtype or state not in (row[0].dtype, torch.float32):
+        raise NotImplementedError(
+            f"{op}: backend {backend} has no kernel for {row[0].dtype} params, {row[1].dtype} grads, {state} states; "
+            "supported: grads like params, states like params or float32"
+        )
+
+
+def choose_backend(op: str, backend: str, param: Tensor) -> str:
+    """The backend that a call with `param` takes: "cpu", "cuda" or "triton"."""
+    device = getattr(getattr(param, "device", None), "type", "cpu")
+    if backend == "auto":
+        return _auto_backend(op, device)
+    if backend in ("cpu", "cuda") and device != backend:
+        raise ValueError(f"{op}: backend={backend!r}, but params[0] is on {param.device}")
+    if backend == "triton" and device == "cpu" and not _triton_interprets():
+        raise ValueError(
+            f"{op}: backend='triton' on CPU tensors needs Triton's interpreter: set TRITON_INTERPRET=1 before importing"
+        )
+    if backend == "cuda" and not WITH_CUDA:
+        raise NotImplementedError(f"{op}: backend='cuda', but this build has no CUDA kernels (no nvcc at build time)")
+    return backend
+
+
+@cache
+def _auto_backend(op: str, device: str) -> str:
+    if device != "cuda":
+        choice, why = "cpu", "parameters are on the CPU"
+    elif WITH_CUDA:
+        choice, why = "cuda", "parameters are on a CUDA device"
+    else:
+        choice, why = "triton", "parameters are on a CUDA device and this build has no CUDA kernels"
+    log.info("%s: backend auto -> %s (%s)", op, choice, why)
+    return choice
+
+
+def _triton_interprets() -> bool:
+    from steepest.kernels.portable import INTERPRETING
+
+    return bool(INTERPRETING)
+
+
+def steps_and_index(op: str, values: dict[str, float], step, count: int) -> tuple[list, list[int] | None]:
+    """Hyper-parameter rows and, unless there is one row for all, each tensor's row."""
+    if isinstance(step, (list, tuple)):
+        if len(step) != count:
+            raise ValueError(f"{op}: step has {len(step)} numbers for {count} params")
+        steps = [_step(op, f"step[{i}]", value) for i, value in enumerate(step)]
+        distinct = sorted(set(steps)) or [1]
+        row = {value: i for i, value in enumerate(distinct)}
+        return [hyper_row(values, value) for value in distinct], [row[value] for value in steps]
+    return [hyper_row(values, _step(op, "step", step))], None
+
+
+def _step(op: str, name: str, value) -> int:
+    number = check.number(op, name, value, 1)
+    if number != int(number):
+        raise ValueError(f"{op}: {name} is {value!r}, expected a whole number >= 1")
+    return int(number)
+
+
+def step_lists(
+    op: str, call: Call, lists: Sequence[Sequence[Tensor]], values: dict[str, float], step, backend: str
+) -> None:
+    """What every functional op does: checks everything, steps, counts the parameters' versions up."""
+    rule = call.rule
+    check.tensor_lists(op, rule.names, lists)
+    params = lists[0]
+    hyper, index = steps_and_index(op, values, step, len(params))
+    check.leaves(op, [p for p in params if isinstance(p, Tensor)])
+    if backend not in BACKENDS:
+        raise ValueError(f"{op}: backend is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    if not len(params):
+        return
+    roles = [list(role) for role in lists]
+    local = check_scalars(op, call, roles[0][0])
+    triton = choose_backend(op, backend, roles[0][0]) == "triton"
+    if triton and triton_missing(call):
+        raise NotImplementedError(f"{op}: backend triton has no kernel for {triton_missing(call)}")
+    if triton or not local or step_native(roles, call, hyper, index) is not None:
+        check_rows(op, rule, roles, backend)
+        step_checked(op, call, roles, hyper, index, backend)
+    # Kernels write through addresses; autograd must still notice that a tensor it saved has changed.
+    torch.autograd.graph.increment_version(roles[0])

@@ -1,0 +1,274 @@
+"""What `inverse_root` will do with a batch of matrices: decided from shapes and options, never from values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from steepest.matrix.verbs import symmetric_fraction
+from steepest.schedules import Coefficients, Schedule, minimax
+
+ORDERS = (1, 2, 3, 4, 6, 8)
+METHODS = ("auto", "composite", "newton", "eigh")
+PRECISIONS = ("auto", "float64", "float32", "tf32x3", "tf32")
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32x3": 2.0**-22, "tf32": 2.0**-11}
+# The smallest relative ridge that the steep polynomials bear, about 17 units of what a product rounds to; below it
+# rounding drives eigenvalues of M through zero, where the polynomials diverge.  Newton's have slope 1 + 1/p only.
+RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "tf32": 3e-4}
+# The spectrum of M lies in (0, 1 - RANGE_MARGIN): rounding of M and of its first products must not lift it above 1.
+RANGE_MARGIN = 2.0**-10
+PROBES = 8  # columns of the thin block that finds the largest eigenvalue and measures the residual
+GROUP_BYTES = 1 << 20
+WIDE_PRODUCTS = 3.6  # what two products cost more in float64, in float32 products: each takes 2.8 times as long
+# torch.linalg.eigh and the root's assembly in units of one n x n float32 product, on the CPU: quickest of several runs,
+# AMD EPYC (Zen 4), torch 2.13 with MKL, {threads: ((n, products), ...)}.
+EIGH_IN_PRODUCTS = {
+    1: ((16, 100.0), (32, 63.0), (64, 36.0), (128, 18.0), (256, 12.0), (512, 12.0), (1024, 7.0), (2048, 6.0)),
+    2: ((16, 100.0), (32, 75.0), (64, 50.0), (128, 34.0), (256, 22.0), (512, 17.0), (1024, 10.0), (2048, 8.0)),
+}
+# What is not products takes as long as 40 / n of them: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.
+OVERHEAD = 40
+
+
+@dataclass(frozen=True)
+class RootPlan:
+    """method: "composite", "newton" or "eigh".  schedule: the polynomials, None for eigh.  precision: of the products.
+
+    dtype: in which matrices are kept.  wide: whether the two most sensitive products are in float64.
+    mirrored: whether products other than squares may be computed on one triangle and mirrored.
+    products: n x n products per matrix.  steps: iterations.  group: matrices that are walked through all steps at once.
+    flops: of the products, for the whole batch.  backend: "torch" or "triton", whose verbs are called.  why: the reason
+    for the method.
+    """
+
+    method: str
+    p: int
+    schedule: Schedule | None
+    precision: str
+    dtype: torch.dtype
+    wide: bool
+    mirrored: bool
+    products: int
+    group: int
+    flops: int
+    backend: str
+    why: str
+
+    @property
+    def steps(self) -> int:
+        return self.schedule.steps if self.schedule else 0
+
+
+def power_factors(p: int) -> tuple[int, ...]:
+    """Exponents (e1, e2, ...) that sum to p: M Hᵖ is computed as (M H^e1) H^e2 ....
+
+    Multiplying M by two square roots of Hᵖ instead of by Hᵖ itself costs the same and loses less: M H^(p/2) is small
+    where M is large, so the second product has nothing to cancel.  (Error at relative ridge 1e-6: 1.7e-3 for 2.0e-3.)
+    """
+    return (p // 2, p // 2) if p % 2 == 0 else (1,) * p
+
+
+def _power_products(e: int) -> int:
+    """Products for H^e from H, e <= 4: by squaring, and one more for 3."""
+    return {1: 0, 2: 1, 3: 2, 4: 2}[e]
+
+
+def _polynomial_products(degree: int) -> int:
+    """Products for a polynomial of this degree in M: M² serves degrees 3 and 4 twice."""
+    return {1: 0, 2: 1, 3: 2, 4: 2}[degree]
+
+
+def degree_of(row: Coefficients) -> int:
+    return max(k for k, c in enumerate(row) if c)
+
+
+def count_products(p: int, schedule: Schedule) -> int:
+    """n x n products of a chain: the first X is the polynomial itself, and the last M is not needed."""
+    each_m = len(power_factors(p)) + _power_products(power_factors(p)[0])
+    polynomials = sum(_polynomial_products(degree_of(row)) for row in schedule.coefficients)
+    return polynomials + (schedule.steps - 1) * (1 + each_m)
+
+
+@lru_cache(maxsize=256)
+def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
+    """Minimax steps of degree 2, the last of degree 1 to 4, whichever reaches tol with the fewest products.
+
+    A last step of higher degree costs one product and often saves a step of five: at lower = 1e-6, p = 4, tol = 1e-3
+    it needs 22 products for 26.  Its rounding is not amplified by later steps; a first step of degree 4 would multiply
+    the error by 10.  A certificate of `tol` bounds the relative error of every eigenvalue of the root.
+    """
+    best = None
+    rows, low, high = [], lower ** (1 / p), 1.0
+    while True:
+        for degree in (1, 2, 3, 4):
+            last = _scaled_step(p, degree, low, high)
+            candidate = _schedule((*rows, last), p, lower, "composite minimax")
+            cost = count_products(p, candidate)
+            if candidate.error <= tol and (best is None or cost < count_products(p, best)):
+                best = candidate
+        if best is not None:
+            return best
+        before = high / low
+        rows.append(_scaled_step(p, 2, low, high))
+        low, high = _schedule(tuple(rows), p, lower, "").intervals[-1]
+        if high / low >= before * (1 - 1e-15):
+            raise ValueError(f"inverse_root: tol={tol:g} cannot be reached in float64 from a spectrum over {lower:g}")
+
+
+def _scaled_step(p: int, degree: int, low: float, high: float) -> Coefficients:
+    """The minimax step for s in [low, high], from that for [low / high, 1]."""
+    row = minimax(p, (low / high) ** p, degree=degree, steps=1).coefficients[0]
+    return tuple(c / high ** (1 + k * p) for k, c in enumerate(row))
+
+
+def _schedule(rows: tuple[Coefficients, ...], p: int, lower: float, name: str) -> Schedule:
+    width = max(map(len, rows))
+    return Schedule(tuple((*row, *(0.0,) * (width - len(row))) for row in rows), p, lower, 1.0, name)
+
+
+@lru_cache(maxsize=256)
+def newton_schedule(p: int, lower: float, tol: float) -> Schedule:
+    """Coupled Newton (Guo and Higham 2006): h(t) = (1 + 1/p) - t/p on the spectrum scaled to (0, (p + 1)/2]."""
+    scale = (p + 1) / 2
+    step = (1 + 1 / p, -1 / p)
+    rows = [tuple(c * scale ** (1 / p + k) for k, c in enumerate(step))]
+    while Schedule(tuple(rows), p, lower).error > tol:
+        rows.append(step)
+        if len(rows) > 200:
+            raise ValueError(f"inverse_root: coupled Newton does not reach tol={tol:g} from {lower:g} in 200 steps")
+    return Schedule(tuple(rows), p, lower, 1.0, "coupled Newton")
+
+
+def plan(
+    shape,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    p: int = 4,
+    ridge: float = 1e-6,
+    absolute: bool = False,
+    tol: float = 1e-3,
+    method: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+) -> RootPlan:
+    """What `inverse_root` does with these arguments; raises what it raises."""
+    if len(shape) < 2 or shape[-1] != shape[-2]:
+        raise ValueError(f"inverse_root: a must be (..., n, n), got shape {tuple(shape)}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"inverse_root: a has dtype {dtype}, expected a floating dtype")
+    _check_options(p, ridge, tol, method, precision, backend)
+    device = torch.device(device)
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    numbers = (p, float(ridge), bool(absolute), float(tol))
+    return _plan(tuple(shape), dtype, device.type, threads, *numbers, method, precision, backend)
+
+
+def _check_options(p, ridge, tol, method, precision, backend) -> None:
+    if isinstance(p, bool) or p not in ORDERS:
+        raise ValueError(f"inverse_root: p is {p!r}, expected one of {', '.join(map(str, ORDERS))}")
+    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)) or not 0 <= ridge < math.inf:
+        raise ValueError(f"inverse_root: ridge is {ridge!r}, expected a finite number >= 0")
+    if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
+        raise ValueError(f"inverse_root: tol is {tol!r}, expected a number in (0, 1)")
+    for name, value, known in (
+        ("method", method, METHODS),
+        ("precision", precision, PRECISIONS),
+        ("backend", backend, ("auto", "torch", "triton")),
+    ):
+        if value not in known:
+            raise ValueError(f"inverse_root: {name} is {value!r}, expected one of {', '.join(known)}")
+
+
+@lru_cache(maxsize=1024)
+def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, precision, backend) -> RootPlan:
+    n, batch = shape[-1], math.prod(shape[:-2])
+    backend, precision = _choose_units(dtype, device_type, ridge, absolute, precision, backend)
+    floor = RIDGE_FLOOR[precision]
+    if method == "auto":
+        method, why = _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision)
+    else:
+        why = "as asked"
+    working = torch.float64 if precision == "float64" else torch.float32
+    if method == "eigh":
+        # 4/3 n^3 to tridiagonalise and about 8 n^3 for vectors, which LAPACK does not promise; plus the assembly.
+        return RootPlan(
+            "eigh", p, None, precision, working, False, True, 1, max(batch, 1), 12 * n**3 * batch, "torch", why
+        )
+    if method == "composite" and not absolute and ridge < floor:
+        raise ValueError(
+            f"inverse_root: ridge {ridge:g} is below {floor:g}, the least that composite polynomials bear in "
+            f"{precision}; use method='eigh', method='newton' or a wider precision"
+        )
+    lower = lower_end(floor if absolute else max(ridge, RIDGE_FLOOR["float64"]))
+    schedule = (composite_schedule if method == "composite" else newton_schedule)(p, lower, tol)
+    wide = (
+        device_type == "cpu"
+        and precision == "float32"
+        and method == "composite"
+        and UNIT["float32"] / (p * lower) > tol
+    )
+    fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
+    products = count_products(p, schedule)
+    group = batch
+    if device_type == "cpu":  # so many matrices that M, X and two temporaries of each stay in cache
+        group = max(1, min(batch, GROUP_BYTES // max(1, 4 * n * n * working.itemsize)))
+    flops = round(2 * n**3 * products * fraction * batch)
+    mirrored = precision != "tf32"
+    return RootPlan(
+        method, p, schedule, precision, working, wide, mirrored, products, max(group, 1), flops, backend, why
+    )
+
+
+def lower_end(ridge: float) -> float:
+    """The least eigenvalue of M = (A / lambda + ridge I) (1 - RANGE_MARGIN) / (1 + ridge) for A >= 0."""
+    return ridge / (1 + ridge) * (1 - RANGE_MARGIN)
+
+
+def _choose_units(dtype, device_type, ridge, absolute, precision, backend) -> tuple[str, str]:
+    """(backend, precision) of the products."""
+    if precision == "auto":
+        needs_float64 = dtype == torch.float64 or absolute or ridge < RIDGE_FLOOR["float32"]
+        precision = "float64" if needs_float64 else "float32" if device_type == "cpu" else "tf32x3"
+    if precision in ("tf32x3", "tf32") and device_type == "cpu":
+        raise ValueError(f"inverse_root: the CPU multiplies in float32 or float64, got precision={precision!r}")
+    can = device_type == "cuda" and precision != "float64"
+    if backend == "triton" and not can:
+        raise ValueError(f"inverse_root: backend 'triton' needs a CUDA tensor and not float64; got {device_type}")
+    chosen = ("triton" if can else "torch") if backend == "auto" else backend
+    if chosen == "torch" and precision in ("tf32x3", "tf32"):
+        precision = "float32"
+    return chosen, precision
+
+
+def _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision) -> tuple[str, str]:
+    if absolute:
+        return "eigh", "an absolute ridge says nothing about the spectrum relative to its largest eigenvalue"
+    if ridge < RIDGE_FLOOR[precision]:
+        return "eigh", f"ridge {ridge:g} is below {RIDGE_FLOOR[precision]:g}, the least that polynomials bear"
+    try:
+        schedule = composite_schedule(p, lower_end(ridge), tol)
+    except ValueError:
+        return "eigh", f"polynomials do not reach tol={tol:g}"
+    products = count_products(p, schedule)
+    if device_type != "cpu":
+        return "composite", f"{products} products"
+    wide = precision == "float32" and UNIT["float32"] / (p * lower_end(ridge)) > tol
+    cost = (products + WIDE_PRODUCTS * wide) * symmetric_fraction(n, "cpu") * (1 + OVERHEAD / max(n, 1))
+    other = eigh_in_products(n, threads)
+    chosen = "composite" if cost <= other else "eigh"
+    return chosen, f"composite costs as much as {cost:.3g} products, eigh as {other:.3g}"
+
+
+def eigh_in_products(n: int, threads: int) -> float:
+    """EIGH_IN_PRODUCTS interpolated in log n, and constant beyond its ends."""
+    table = EIGH_IN_PRODUCTS[1 if threads == 1 else 2]
+    if n <= table[0][0]:
+        return table[0][1]
+    for (n0, c0), (n1, c1) in zip(table, table[1:]):
+        if n <= n1:
+            return c0 * (c1 / c0) ** (math.log(n / n0) / math.log(n1 / n0))
+    return table[-1][1]

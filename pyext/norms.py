@@ -1,0 +1,172 @@
+"""One read of many tensors: their joint norm, the largest magnitude, whether anything is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steepest import check, layout
+from steepest._native import lib, num_threads, reader
+
+CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm that it divides by
+
+
+@dataclass(frozen=True)
+class Survey:
+    """0-dim tensors on the device of the tensors surveyed."""
+
+    norm: Tensor  # float32: (sum |x|^q)^(1/q), or max |x| for q = inf
+    max_abs: Tensor  # float32: max |x|; NaN if any element is
+    nonfinite: Tensor  # bool: an element is inf or NaN
+    q: float
+
+    def clip_coefficient(self, max_norm: float) -> Tensor:
+        """min(max_norm / (norm + 1e-6), 1), what torch.nn.utils.clip_grad_norm_ multiplies gradients by; float32."""
+        return (max_norm / (self.norm + CLIP_EPS)).clamp(max=1.0)
+
+
+@torch.no_grad()
+def survey(tensors: Sequence[Tensor], *, q: float = 2.0) -> Survey:
+    """Joint norm of all elements of all tensors, from one read (two for q other than 1, 2 and inf).
+
+        norm = (sum over all tensors and elements of |x|^q)^(1/q)
+
+    Sums are float64, in memory order and grouped by the sizes alone: the result does not depend on threads or vector
+    width.  Powers are taken relative to the largest element, so that none overflows.
+
+    Args:
+        tensors: float32, bfloat16 or float16 tensors on one device, of any shapes and layouts; may be empty.
+        q: >= 1, or math.inf.
+
+    Raises ValueError or TypeError for anything else.  Cost: 4 bytes per float32 element on the CPU; on CUDA it is
+    computed by torch's foreach norms, without waiting for the device.
+    """
+    op = "survey"
+    tensors = _checked(op, tensors)
+    q = _power(op, q)
+    if not tensors:
+        return _result(0.0, 0.0, q, torch.device("cpu"))
+    device = tensors[0].device
+    if device.type != "cpu":
+        return _on_device(tensors, q)
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    return from_lists(lambda q, scale: [native(same, q, scale) for same in by_dtype.values()], q, device)
+
+
+def from_lists(read, q: float, device: torch.device) -> Survey:
+    """The survey whose parts read(q, scale) returns as (sum |x / scale|^q, largest |x|, non-finite flag) triples."""
+    direct = q in (1.0, 2.0) or math.isinf(q)
+    parts = read(q, 1.0) if direct else _scaled(read, q)
+    largest = _largest(part[1] for part in parts)
+    if math.isinf(q) or not math.isfinite(largest):
+        return _result(largest, largest, q, device)
+    power_sum = math.fsum(part[0] for part in parts)
+    norm = power_sum ** (1 / q) if direct else largest * power_sum ** (1 / q)
+    return _result(norm, largest, q, device)
+
+
+def _scaled(read, q: float) -> list[tuple[float, float, bool]]:
+    """Powers relative to the largest element, which a first read finds."""
+    largest = _largest(part[1] for part in read(math.inf, 1.0))
+    return read(q, largest) if 0 < largest < math.inf else [(0.0, largest, False)]
+
+
+def _largest(values: Iterable[float]) -> float:
+    """NaN if any is."""
+    found = 0.0
+    for value in values:
+        found = value if value > found or math.isnan(value) else found
+        if math.isnan(found):
+            break
+    return found
+
+
+def native(tensors: list[Tensor], q: float, scale: float) -> tuple[float, float, bool]:
+    """(sum |x / scale|^q, largest |x|, non-finite flag) of CPU tensors of one dtype; q = inf: no sum."""
+    found = lib.survey(reader, tensors, q, scale, num_threads())
+    if isinstance(found[0], str):  # gaps between elements, a tensor subclass ...
+        plain = [t.detach() if layout.is_dense(t) else t.detach().contiguous() for t in tensors]
+        found = lib.survey(reader, plain, q, scale, num_threads())
+        if isinstance(found[0], str):
+            raise RuntimeError(f"survey: prepared tensors were turned down: {found}; please report this")
+    return found
+
+
+def _result(norm: float, largest: float, q: float, device: torch.device) -> Survey:
+    scalars = (torch.tensor(value, dtype=torch.float32, device=device) for value in (norm, largest))
+    return Survey(*scalars, torch.tensor(not math.isfinite(largest), device=device), q)
+
+
+def _on_device(tensors: list[Tensor], q: float) -> Survey:
+    largest = torch.stack([n.float() for n in torch._foreach_norm(tensors, math.inf)]).max()
+    if math.isinf(q):
+        norm = largest
+    else:
+        norm = torch.linalg.vector_norm(torch.stack([n.double() for n in torch._foreach_norm(tensors, q)]), q).float()
+    return Survey(norm, largest, ~largest.isfinite(), q)
+
+
+def _power(op: str, q) -> float:
+    if q == math.inf:
+        return math.inf
+    q = check.number(op, "q", q, 0)
+    if q < 1:
+        raise ValueError(f"{op}: q is {q}, expected a number >= 1 or inf")
+    return q
+
+
+def _checked(op: str, tensors) -> list[Tensor]:
+    check.tensor_lists(op, ("tensors",), [tensors])
+    found = list(tensors)
+    for i, tensor in enumerate(found):
+        check.one(f"{op}: tensors[{i}]", tensor, written=False)
+        if tensor.device != found[0].device:
+            raise ValueError(f"{op}: tensors[{i}] is on {tensor.device}, tensors[0] is on {found[0].device}")
+    return [tensor for tensor in found if tensor.numel()]
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """torch.nn.utils.clip_grad_norm_: scales all gradients by min(max_norm / (norm + 1e-6), 1); returns the norm.
+
+    An optimizer's `max_grad_norm` does the same inside the step, without writing the gradients.
+
+    Args:
+        parameters: a tensor or an iterable of tensors; those without a gradient are passed over.
+        max_norm: >= 0.
+        norm_type: q >= 1, or inf.
+        error_if_nonfinite: raise if the norm is inf or NaN, before any gradient is changed.
+        foreach: accepted for compatibility and without effect.
+
+    Raises RuntimeError for a non-finite norm if asked to, ValueError and TypeError as `survey`.
+    Cost: 12 bytes per float32 element (2 reads, 1 write).
+    """
+    op = "clip_grad_norm_"
+    max_norm = check.number(op, "max_norm", max_norm, 0)
+    grads = [p.grad for p in ([parameters] if isinstance(parameters, Tensor) else parameters) if p.grad is not None]
+    found = survey(grads, q=norm_type)
+    if error_if_nonfinite and bool(found.nonfinite):
+        raise RuntimeError(
+            f"{op}: the total norm of order {norm_type} of the gradients is not finite, so they cannot be clipped; "
+            "error_if_nonfinite=False would scale them by it anyway"
+        )
+    if grads:
+        coefficient = found.clip_coefficient(max_norm)
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for grad in grads:
+            by_dtype.setdefault(grad.dtype, []).append(grad)
+        for dtype, same in by_dtype.items():
+            torch._foreach_mul_(same, coefficient.to(dtype))
+    return found.norm
