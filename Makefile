@@ -14,7 +14,7 @@ TRITON := triton==3.9.0
 py := $(VENV)/bin/python
 sources := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f) $(wildcard pyext/*.cpp pyext/*.h)
 
-.PHONY: run test build bench lint format clean validate
+.PHONY: run test build bench lint format clean validate mutants
 
 run: build
 	$(py) -m steepest info
@@ -31,6 +31,11 @@ bench: build
 
 validate: build
 	$(py) -m steepest validate
+
+# At most 14 minutes at a time; status 2 says that some are left, and the next call goes on with them.
+mutants: build
+	mkdir -p out
+	$(py) tests/mutants/run.py --record out/mutants.jsonl --minutes 14 $(MUTANTS)
 
 lint: $(VENV)/.tools
 	$(VENV)/bin/ruff check .
@@ -49,7 +54,7 @@ $(VENV)/.tools: pyproject.toml Makefile
 	$(py) -c "import torch" 2>/dev/null || $(py) -m pip install -q $(TORCH)
 	$(py) -c "import triton" 2>/dev/null || $(py) -m pip install -q $(TRITON)
 	$(py) -m pip install -q "setuptools>=68" wheel "pybind11>=2.13" "cmake>=3.22" ninja numpy \
-	  rich matplotlib pytest pytest-benchmark hypothesis scikit-learn ruff
+	  rich matplotlib pytest pytest-benchmark hypothesis scikit-learn expecttest ruff
 	touch $@
 
 $(VENV)/.build: $(VENV)/.tools $(sources)

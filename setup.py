@@ -50,6 +50,7 @@ setup(
     version=VERSION,
     packages=list(packages),
     package_dir=packages,
+    package_data={"steepest.conformance": ["*.npz"]},
     ext_modules=[Extension("steepest._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

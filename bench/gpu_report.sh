@@ -20,7 +20,7 @@ step() { # name, seconds, command...
   local rc=$?
   [ $rc -eq 0 ] || status=1
   printf '{"step": "%s", "rc": %d, "seconds": %d}\n' "$name" $rc $((SECONDS - begin)) | tee -a "$out/steps.jsonl"
-  if [ $rc -eq 0 ]; then grep '^SKIPPED' "$out/$name.log"; else tail -n 25 "$out/$name.log"; fi
+  if [ $rc -eq 0 ]; then grep -E '^(SKIPPED|skipped)' "$out/$name.log"; else tail -n 25 "$out/$name.log"; fi
   { echo "== $name: status $rc" && cat "$out/$name.log"; } >>"$out/log.txt"
   rm "$out/$name.log"
 }
@@ -28,7 +28,7 @@ step() { # name, seconds, command...
 bench() { # interrupted, pytest still writes what it has; a result of nothing (no GPU) is not kept
   timeout -s INT 150 "$python" -m pytest bench -m gpu -p no:cacheprovider --seconds 0.8 --benchmark-json="$out/bench.json"
   local rc=$?
-  if grep -q '"rounds"' "$out/bench.json"; then "$python" bench/table.py save "$out/bench.json" "$out"; fi
+  if grep -qs '"rounds"' "$out/bench.json"; then "$python" bench/table.py save "$out/bench.json" "$out"; fi
   return $rc
 }
 

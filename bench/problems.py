@@ -60,22 +60,32 @@ def adamw_costs(params: list[Tensor], *, amsgrad: bool = False) -> dict:
     }
 
 
-def adamw_runners(params: list[Tensor], peers, *, lr: float = 1e-3, **options) -> tuple[Callable, dict[str, Callable]]:
+def step_runners(
+    params: list[Tensor], make: Callable, peers: dict[str, Callable]
+) -> tuple[Callable, dict[str, Callable]]:
     """Our step and the peers' over copies of params, each taken once and compared.
 
-    Ours and torch's kernels compute in float32 and differ in the order of a few roundings, each of at most half a unit
-    in the last place of p and of a step that is far smaller: one unit of the largest parameter bounds it.
+    `make` and the peers take parameters and return a step.  Ours and torch's kernels compute in float32 and differ in
+    the order of a few roundings, each of at most half a unit in the last place of p and of a step that is far smaller:
+    one unit of the largest parameter bounds it.
     """
     rivals = {name: copies(params) for name in peers}
-    theirs = {name: ADAMW_PEERS[name](rivals[name], lr=lr, **options) for name in peers}
-    ours = steepest.optim.AdamW(params, lr=lr, **options)
-    ours.step()
+    theirs = {name: peer(rivals[name]) for name, peer in peers.items()}
+    ours = make(params)
+    ours()
     unit = torch.finfo(params[0].dtype).eps * max(p.abs().max().item() for p in params if p.numel())
-    for name, optimizer in theirs.items():
-        optimizer.step()
+    for name, step in theirs.items():
+        step()
         apart = max((p - q).abs().max().item() for p, q in zip(params, rivals[name]) if p.numel())
         assert apart <= unit, f"after a step {name} is {apart:g} away from ours, expected at most {unit:g}"
-    return ours.step, {name: optimizer.step for name, optimizer in theirs.items()}
+    return ours, theirs
+
+
+def adamw_runners(params: list[Tensor], peers, *, lr: float = 1e-3, **options) -> tuple[Callable, dict[str, Callable]]:
+    def stepping(make):
+        return lambda p: make(p, lr=lr, **options).step
+
+    return step_runners(params, stepping(steepest.optim.AdamW), {name: stepping(ADAMW_PEERS[name]) for name in peers})
 
 
 def newton_schulz(x: Tensor, schedule: Schedule, working: torch.dtype, margin: float = NORM_MARGIN) -> Tensor:

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 
 #include "formula/adam.h"
@@ -22,8 +23,8 @@ namespace {
   throw py::error_already_set();
 }
 
-// (lr, weight_decay, l1, beta1, beta2, eps, momentum, dampening, alpha, lr_decay, step)
-using Hyper = std::tuple<double, double, double, double, double, double, double, double, double, double, int64_t>;
+// The fields of steepest_hyper in their order, and the step.
+using Hyper = std::pair<std::array<double, 10>, int64_t>;
 
 // What a call states besides its tensors.
 struct Step {
@@ -38,8 +39,9 @@ struct Step {
 
 std::vector<steepest_hyper> hyper_rows(const std::vector<Hyper> &rows) {
   std::vector<steepest_hyper> out;
-  for (const Hyper &row : rows)
-    out.push_back(std::apply([](auto... field) { return steepest_hyper{field...}; }, row));
+  out.reserve(rows.size());
+  for (const auto &[fields, step] : rows)
+    out.push_back(std::apply([step = step](auto... field) { return steepest_hyper{field..., step}; }, fields));
   return out;
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steepest import check, layout
 from steepest._native import WITH_CUDA, lib, num_threads, reader
-from steepest.rules import Rule, hyper_row
+from steepest.rules import Rule, hyper_fields
 
 log = logging.getLogger("steepest")
 BACKENDS = ("auto", "cpu", "cuda", "triton")
@@ -168,14 +168,15 @@ def _triton_interprets() -> bool:
 
 def steps_and_index(op: str, values: dict[str, float], step, count: int) -> tuple[list, list[int] | None]:
     """Hyper-parameter rows and, unless there is one row for all, each tensor's row."""
+    fields = hyper_fields(values)
     if isinstance(step, (list, tuple)):
         if len(step) != count:
             raise ValueError(f"{op}: step has {len(step)} numbers for {count} params")
         steps = [_step(op, f"step[{i}]", value) for i, value in enumerate(step)]
         distinct = sorted(set(steps)) or [1]
         row = {value: i for i, value in enumerate(distinct)}
-        return [hyper_row(values, value) for value in distinct], [row[value] for value in steps]
-    return [hyper_row(values, _step(op, "step", step))], None
+        return [(fields, value) for value in distinct], [row[value] for value in steps]
+    return [(fields, _step(op, "step", step))], None
 
 
 def _step(op: str, name: str, value) -> int:

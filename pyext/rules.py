@@ -95,5 +95,6 @@ def numbers(where: str, *, betas=None, **values) -> dict[str, float]:
     return found
 
 
-def hyper_row(values: dict[str, float], step: int) -> tuple:
-    return (*(values.get(name, 0.0) for name in HYPER), step)
+def hyper_fields(values: dict[str, float]) -> tuple[float, ...]:
+    """`numbers` in the order of HYPER, 0 for what is not given.  A kernel call takes pairs of this and a step count."""
+    return tuple([values.get(name, 0.0) for name in HYPER])

@@ -1,7 +1,7 @@
 """Conformance: does an op hold its contract here?  Cases, matrix zoo, derived bounds, the validate command.
 
 registry     what an op brings: cases, backends, bound, costs; one file per op under cases/
-zoo          seeded matrices with known spectra, and polar metrics that need no SVD
+zoo          seeded matrices with known spectra, and polar metrics that need no SVD;  recorded: gradients as data
 bounds       running error analysis: an op's own reference gives its error bound
 memory       layouts, guard bands, poisoned allocations
 compare      figures from results

@@ -89,15 +89,15 @@ def _surroundings(count: int, dtype: torch.dtype, integer: torch.dtype, pattern:
 @contextmanager
 def poisoned_memory():
     """Within it, memory that torch allocates uninitialised holds NaN, so that a result never written is seen."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    # torch fills only in deterministic mode; warn_only, because ops without such a mode must still run.
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before, fill = torch.get_deterministic_debug_mode(), torch.utils.deterministic.fill_uninitialized_memory
+    # torch fills only in deterministic mode; "warn", because ops without such a mode must still run.  Not by
+    # torch.use_deterministic_algorithms, which imports the compiler: 2.8 s in every process that runs a cell.
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 

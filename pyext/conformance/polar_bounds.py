@@ -17,12 +17,12 @@ Both add the rounding of the result to x's dtype and, where half precision takes
 ||f(S / nu') - f(S / nu)||.  Let E stand for the first bound, e for the schedule's certified error.  Then
 
     method          ||(Y - U V^T) V1||_2 <= e + E, V1 the right vectors with S >= lower nu
-    asymmetry       of Y^T X, by ||X||_F: <= E, since Y*^T X is symmetric
-    negative part   of Y^T X, by ||X||_F: <= E, since f >= 0 makes that of Y* semidefinite
+    asymmetry       of Y^T X, by ||X||_F: <= E ||X||_2 / ||X||_F, since Y*^T X is symmetric
+    negative part   of Y^T X, by ||X||_F: the same, since f >= 0 makes that of Y* semidefinite
     overshoot       ||Y||_2 <= 2, whatever rounding may do: beyond, Y is farther from U V^T in some direction than zero
                     is (a schedule's `largest_safe` draws the same line); half precision with a schedule that has no
                     slack above 1 is what crosses it, and there no bound on rounding alone would object
-    dual gap        |1 - <Y, X> / sum S| <= e + E + (the part of sum S below lower nu)
+    dual gap        |1 - <Y, X> / sum S| <= e + E ||X||_F / sum S + (the part of sum S below lower nu)
     orthogonality   each s of Y* obeys |s^2 - 1| <= d = 2e + e^2 above lower nu, and <= max(1, d) below; root mean
                     square of these, and 2 (1 + e) E + E^2 for the rounding
 """
@@ -100,7 +100,9 @@ def figures_of(x, y, svd, nu, exact, schedule: Schedule, bounds) -> tuple[Figure
     e = schedule.error
     large = s >= math.sqrt(schedule.lower) * nu
     method = torch.linalg.matrix_norm((y - u @ vt) @ vt[large].mT, 2).item() if large.any() else 0.0
-    below = (s[~large].sum() / s.sum()).item()
+    below, norm = (s[~large].sum() / s.sum()).item(), s.norm()
+    of_product = bound * (s[0] / norm).item()
+    gap = abs(zoo.dual_gap(y, x, s).item())
     d = 2 * e + e * e
     count, k = int(large.sum()), len(s)
     orthogonal = math.sqrt((count * d * d + (k - count) * max(1.0, d) ** 2) / k) + 2 * (1 + e) * bound + bound**2
@@ -109,8 +111,8 @@ def figures_of(x, y, svd, nu, exact, schedule: Schedule, bounds) -> tuple[Figure
         Figure("rounding, slope", error / size, slope_bound / size, "relative"),
         Figure("method", method, e + bound, "2-norm", "against U V^T of the SVD"),
         Figure("overshoot", torch.linalg.matrix_norm(y, 2).item(), 2.0, "2-norm"),
-        Figure("asymmetry", zoo.asymmetry(y, x).item(), bound, "of ||X||"),
-        Figure("negative part", zoo.negative_part(y, x).item(), bound, "of ||X||"),
-        Figure("dual gap", abs(zoo.dual_gap(y, x, s).item()), e + bound + below, "of ||X||_*"),
+        Figure("asymmetry", zoo.asymmetry(y, x).item(), of_product, "of ||X||"),
+        Figure("negative part", zoo.negative_part(y, x).item(), of_product, "of ||X||"),
+        Figure("dual gap", gap, e + bound * (norm / s.sum()).item() + below, "of ||X||_*"),
         Figure("orthogonality", zoo.orthogonality(y).item(), orthogonal, "root mean square"),
     )

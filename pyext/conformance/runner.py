@@ -6,12 +6,23 @@ import math
 import re
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Callable
 
 import torch
 
 from steepest.conformance.compare import bits_figure
 from steepest.conformance.memory import finite_surroundings, poisoned_memory, threads
-from steepest.conformance.registry import COLUMNS, DTYPES, INTERPRETED, Backend, Case, Figure, Op, registered_ops
+from steepest.conformance.registry import (
+    COLUMNS,
+    DTYPES,
+    INTERPRETED,
+    Backend,
+    Case,
+    Figure,
+    Op,
+    Problem,
+    registered_ops,
+)
 
 OK, FAIL, UNSUPPORTED, SKIPPED = "ok", "FAIL", "unsupported", "skipped"
 
@@ -112,7 +123,7 @@ def run_cell(cell: Cell, seed: int = 0) -> Result:
 
 
 def measure(cell: Cell, seed: int) -> list[Figure]:
-    """The op's own figures, and those that every op owes: guard bands, repeat runs, thread count."""
+    """The op's own figures, and those that every op owes: guard bands, repeat runs, thread count, graph replay."""
     op, backend, dtype = cell.op, cell.backend, DTYPES[cell.dtype]
 
     def outputs(problem):
@@ -138,5 +149,44 @@ def measure(cell: Cell, seed: int) -> list[Figure]:
     if backend.name == "cpu" and "threads" in op.promises:
         with threads(2 if torch.get_num_threads() == 1 else 1):
             figures.append(again("threads", "other thread count"))
+    if backend.name == "cuda":  # Triton's AdamW copies tables from the host at every call, which a graph does not
+        figure, captured = graph_replay(cell, seed, first, CudaGraph())
+        figures.append(figure)
+        guards.extend(captured.guards)
     figures.append(Figure("guards", sum(g.overwritten() for g in guards), 0, "elements", "written outside"))
     return figures
+
+
+class CudaGraph:
+    """Calls on the current CUDA device, captured and replayed."""
+
+    def __init__(self):
+        self.graph = torch.cuda.CUDAGraph()
+
+    def capture(self, function: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What `function` returns: tensors that get their values by `replay`."""
+        torch.cuda.synchronize()
+        with torch.cuda.graph(self.graph):
+            return function()
+
+    def replay(self) -> None:
+        self.graph.replay()
+        torch.cuda.synchronize()
+
+
+def graph_replay(cell: Cell, seed: int, first: dict[str, torch.Tensor], graph) -> tuple[Figure, Problem]:
+    """Elements in which the op, captured and replayed, differs from the eager run `first`; and the problem it ran on.
+
+    Captured over zeros, which the input replaces before the replay: what an op computes already at capture, or reads on
+    the host, is wrong then.
+    """
+    op, backend = cell.op, cell.backend
+    captured, fresh = (op.build(cell.case, DTYPES[cell.dtype], seed, backend.device) for _ in range(2))
+    for guarded in captured.guards:
+        guarded.view.zero_()
+    results = graph.capture(lambda: op.run(backend.function, captured))
+    for guarded, given in zip(captured.guards, fresh.guards):
+        guarded.view.copy_(given.view)
+    graph.replay()
+    pairs = ((first[name], results[name]) for name in first)
+    return bits_figure("graph", pairs, "captured in a CUDA graph and replayed"), captured

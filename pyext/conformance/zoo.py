@@ -2,7 +2,8 @@
 
 A matrix is U diag(s) V^T with seeded Haar-distributed U, V (QR of a Gaussian, signs fixed), built in float64, batch
 dimension by batch dimension, and rounded once.  The names of spectra are fixed; the same (name, shape, seed) gives the
-same bits on every machine with the same LAPACK.
+same bits on every machine with the same LAPACK.  Recorded gradients (steepest.conformance.recorded) are listed with the
+spectra: rows and columns of those, drawn by the seed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 from typing import Callable
 
 import torch
+
+from steepest.conformance import recorded
 
 
 def _marchenko_pastur(k: int, aspect: float, generator) -> torch.Tensor:
@@ -85,6 +88,9 @@ SPECTRA: dict[str, Callable] = {
 }
 
 
+NAMES = ("gaussian", *SPECTRA, *recorded.RECORDED)
+
+
 def _haar(rows: int, columns: int, generator) -> torch.Tensor:
     """rows x columns with orthonormal columns."""
     q, r = torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))
@@ -96,8 +102,9 @@ def matrix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x, s): x of shape (*batch, m, n) in `dtype` and the singular values it was made from, (*batch, min(m, n)).
 
-    spectrum: a key of SPECTRA, or "gaussian" for independent normal entries (s is then measured).  The singular values
-    of the rounded x are within u ||x||_F of s, u being the unit roundoff of `dtype`.
+    spectrum: one of NAMES: a key of SPECTRA, "gaussian" for independent normal entries, or a recorded gradient (s is
+    measured for these).  The singular values of the rounded x are within u ||x||_F of s, u being the unit roundoff of
+    `dtype`.
     """
     generator = torch.Generator().manual_seed(seed)
     k = min(m, n)
@@ -108,12 +115,14 @@ def matrix(
         if spectrum == "gaussian":
             xs[i] = torch.randn(m, n, generator=generator, dtype=torch.float64)
             ss[i] = torch.linalg.svdvals(xs[i])
+        elif spectrum in recorded.RECORDED:
+            xs[i] = recorded.part(spectrum, m, n, generator)
+            ss[i] = torch.linalg.svdvals(xs[i])
         elif spectrum in SPECTRA:
             ss[i] = SPECTRA[spectrum](k, k / max(m, n, 1), generator)
             xs[i] = (_haar(m, k, generator) * ss[i]) @ _haar(n, k, generator).T
         else:
-            names = ", ".join(["gaussian", *SPECTRA])
-            raise ValueError(f"matrix: spectrum is {spectrum!r}, expected one of {names}")
+            raise ValueError(f"matrix: spectrum is {spectrum!r}, expected one of {', '.join(NAMES)}")
     return xs.reshape(*batch, m, n).to(dtype), ss.reshape(*batch, k)
 
 

@@ -20,7 +20,7 @@ from steepest import check, norms
 from steepest._native import lib, num_threads, reader
 from steepest.engine import Call, check_rows, step_checked
 from steepest.optim.state import ParamState, counter_untouched, untouched
-from steepest.rules import Rule, hyper_row
+from steepest.rules import Rule, hyper_fields
 
 
 class GroupRule:
@@ -123,7 +123,7 @@ class Table:
             return False
         return counter_untouched(entry) and all(untouched(entry, name) for name in self.names)
 
-    def run(self, hyper: dict[int, dict], scalars: tuple[Tensor | None, ...]) -> None:
+    def run(self, hyper: dict[int, tuple], scalars: tuple[Tensor | None, ...]) -> None:
         """The step that `prepare` made ready; counters advance only when it has succeeded."""
         rows, index = self._hyper_rows(hyper)
         call = Call(self.rule, *scalars).on(self.device)
@@ -135,13 +135,13 @@ class Table:
             torch.autograd.graph.increment_version(self.params)  # lib.StateRows has done it on the other path
         self.counts += 1
 
-    def _hyper_rows(self, hyper: dict[int, dict]) -> tuple[list[tuple], list[int] | None]:
+    def _hyper_rows(self, hyper: dict[int, tuple]) -> tuple[list[tuple], list[int] | None]:
         first = int(self.counts[0])
         if (self.counts == first).all():
-            return [hyper_row(hyper[group], first + 1) for group in self.distinct_groups], self.group_index
+            return [(hyper[group], first + 1) for group in self.distinct_groups], self.group_index
         keys = list(zip(self.groups, self.counts.tolist()))
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return [hyper_row(hyper[group], int(count) + 1) for group, count in number], [number[key] for key in keys]
+        return [(hyper[group], int(count) + 1) for group, count in number], [number[key] for key in keys]
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -245,7 +245,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.grad_norm = found.norm
         return found.clip_coefficient(self.max_grad_norm)
 
-    def _rules_and_numbers(self, kind: GroupRule, groups) -> tuple[dict[int, Rule], dict[int, dict]]:
+    def _rules_and_numbers(self, kind: GroupRule, groups) -> tuple[dict[int, Rule], dict[int, tuple]]:
         """Each group's rule and checked hyper-parameters, anew only where an option has changed."""
         rules, numbers = {}, {}
         for number, group in groups:
@@ -253,7 +253,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             known = self._known.get(number)
             if known is None or known[0] is not kind or not _same_options(known[1], options):
                 where = f"{kind.name}: param group {number}"
-                known = (kind, options, kind.rule(group), kind.numbers(where, group))
+                known = (kind, options, kind.rule(group), hyper_fields(kind.numbers(where, group)))
                 self._known[number] = known
             rules[number], numbers[number] = known[2], known[3]
         return rules, numbers

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steepest.conformance import Figure, coverage, registered_ops, registry, run_cell, select, validate
+from steepest.conformance import Figure, coverage, registered_ops, registry, run_cell, runner, select, validate
 from steepest.conformance.bounds import Tracked, number_format
 from steepest.conformance.compare import nonfinite_mismatches, worst_ulp
 from steepest.conformance.memory import (
@@ -156,6 +156,58 @@ def test_threads_restores():
     with threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+# --- graph replay, with a graph that runs on the CPU ------------------------------------------------------------------
+
+
+class Graph:
+    """Runs the function at capture, for the results' shapes, and `runs` times at replay."""
+
+    runs = 1
+
+    def capture(self, function):
+        self.function, self.results = function, function()
+        return self.results
+
+    def replay(self):
+        for _ in range(self.runs):
+            for name, x in self.function().items():
+                self.results[name].copy_(x)
+
+
+class EmptyGraph(Graph):
+    runs = 0
+
+
+class TwiceReplayed(Graph):
+    runs = 2
+
+
+GRAPH_CELLS = [("adamw", "amsgrad"), ("adamw", "found_inf 1"), ("polar", "batch")]
+
+
+@pytest.mark.parametrize("name, case", GRAPH_CELLS)
+def test_a_replayed_graph_must_give_the_bits_of_the_eager_run(name, case, monkeypatch):
+    op = registered_ops()[name]
+    column = next(b for b in op.backends() if b.name == "cpu")
+    on_cpu = dataclasses.replace(column, name="cuda", exact=False)
+    cell = Cell(op, on_cpu, "float32", next(c for c in op.cases if c.id == case))
+    found = {}
+    for graph in (Graph, EmptyGraph, TwiceReplayed):
+        monkeypatch.setattr(runner, "CudaGraph", graph)
+        result = run_cell(cell)
+        assert {f.name for f in result.figures if not f.ok} <= {"graph"}, result.reason
+        found[graph] = next(f.value for f in result.figures if f.name == "graph")
+    assert found[Graph] == 0
+    if case != "found_inf 1":  # there nothing changes, however often it is run
+        assert found[EmptyGraph] > 0
+        assert (found[TwiceReplayed] > 0) == (name == "adamw")  # a second step in place
+
+
+def test_graphs_are_replayed_for_cuda_only():
+    cell = select("adamw/one step", ["cpu"], ["float32"])[0]
+    assert "graph" not in {figure.name for figure in run_cell(cell).figures}
 
 
 # --- registry ---------------------------------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from steepest.conformance import zoo
+from steepest.conformance import recorded, zoo
 from steepest.conformance.noise import NoisyVerbs, rounding_estimate
 from steepest.reference import polar_svd
 
-NAMES = ["gaussian", *zoo.SPECTRA]
+NAMES = zoo.NAMES
 EPS = 2.0**-52  # float64: every check here is made in it
 
 
@@ -36,6 +38,36 @@ def test_empty_matrices_and_unknown_names():
             assert zoo.matrix(name, *shape, batch=batch)[0].shape == (*batch, *shape)
     with pytest.raises(ValueError, match="spectrum is 'gausian', expected one of gaussian, orthogonal"):
         zoo.matrix("gausian", 3, 4)
+
+
+@pytest.mark.parametrize("name, rank", [("zero", 0), ("rank one", 1), ("rank deficient", 32), ("exponential", 48)])
+def test_the_svds_polar_factor_has_the_rank_of_the_matrix(name, rank):
+    q = polar_svd(zoo.matrix(name, 48, 48)[0])  # float32: singular values that should be 0 are 1e-8 or so
+    assert abs(q.double().square().sum() - rank) <= 48 * 48 * 2.0**-24
+
+
+@pytest.mark.parametrize("name", recorded.RECORDED)
+def test_recorded_gradients_are_taken_as_they_are(name):
+    x = recorded.gradients()[name]
+    assert x.shape[0] >= x.shape[1] == recorded.WIDTH and x.abs().max() == 1 and (x != 0).all()
+    whole, s = zoo.matrix(name, *x.shape, seed=4, dtype=torch.float64)
+    assert torch.allclose(s, torch.linalg.svdvals(x), rtol=0, atol=x.shape[0] * EPS * s.max())  # only the order differs
+    assert torch.equal(whole.flatten().sort().values, x.flatten().sort().values)
+    # What none of the random matrices has: singular values that small beside rows of such different length.
+    assert s.min() < 1e-4 * s.max() and x.norm(dim=1).max() > 8 * x.norm(dim=1).min()
+    wide, _ = zoo.matrix(name, 40, 2 * x.shape[0], dtype=torch.float64)  # longer: columns come twice, and no third time
+    assert torch.unique(wide, dim=1).shape[1] == x.shape[0]
+
+
+def test_recording_gives_gradients_like_those_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(recorded, "RECORDED", {name: (p, 1) for name, (p, _) in recorded.RECORDED.items()})
+    monkeypatch.setattr(recorded, "record", partial(recorded.record, steps=1))
+    assert recorded.main([str(tmp_path / "file.npz")]) == 0
+    monkeypatch.setattr(recorded, "FILE", tmp_path / "file.npz")
+    found = recorded.gradients.__wrapped__()
+    assert {name: x.shape for name, x in found.items()} == {n: x.shape for n, x in recorded.gradients().items()}
+    assert all(x.abs().max() == 1 for x in found.values())
+    assert recorded.main([]) == 2
 
 
 def test_marchenko_pastur_has_the_laws_moments():

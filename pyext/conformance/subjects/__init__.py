@@ -11,7 +11,8 @@ before it changed anything.  Equality with our reference bit for bit is not aske
 
     the derived bound, for the precision in which they say they work (an implementation that rounds every operation to
     bfloat16 gets the bound of that arithmetic, and its error is shown beside ours)
-    NaN and infinity where the exact result has them, and nowhere else
+    NaN and infinity where the exact result has them, and nowhere else; NaN for infinity only where its own arithmetic
+        gives that (see adamw_judge)
     guard bands: nothing written outside the tensors, gaps between their elements included
     two runs on the same input give the same bits
 

@@ -1,4 +1,4 @@
-"""A library in a process of its own, started again after a crash: a subject may print, overwrite memory or die.
+"""A library in a process of its own, started again after a crash: a subject may print, overwrite memory, hang or die.
 
 python -m steepest.conformance.subjects.isolate LIBRARY writes one line of JSON that describes the library, then answers
 each line of JSON on stdin that names a cell with its result.
@@ -7,9 +7,11 @@ each line of JSON on stdin that names a cell with its result.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,6 +20,9 @@ from steepest.conformance.runner import FAIL, Cell, Result, run_cell
 from steepest.conformance.subjects import LIBRARIES
 from steepest.conformance.subjects.base import Subject
 from steepest.schedules import Schedule
+
+# Against hanging only: the slowest cell of torch takes 1.1 s, its import 2 s on two busy cores.
+SECONDS = 120
 
 
 class LibraryUnusable(Exception):
@@ -32,10 +37,11 @@ class Remote:
 
 
 class RemoteLibrary:
-    """`subjects` has the columns' descriptions; `run` a cell's result, a FAIL when the process died of it."""
+    """`subjects` has the columns' descriptions; `run` a cell's result, a FAIL when the process died of it or gave none
+    within SECONDS.  A library that does not start again afterwards FAILs what is left."""
 
     def __init__(self, name: str):
-        self.name = name
+        self.name, self.lost = name, ""
         self._start()
 
     def _start(self) -> None:
@@ -47,6 +53,7 @@ class RemoteLibrary:
             stderr=self.errors,
             text=True,
         )
+        self.late = False
         described = self._answer()
         if described is None:
             raise LibraryUnusable(f"{self.name}: {self._last_words()}")
@@ -54,27 +61,41 @@ class RemoteLibrary:
 
     def run(self, cell: Cell, seed: int) -> Result:
         request = dict(op=cell.op.name, column=cell.backend.name, dtype=cell.dtype, case=cell.case.id, seed=seed)
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            answer = self._answer()
-        except BrokenPipeError:
-            answer = None
-        if answer is not None:
-            return Result.from_json(answer)
-        words = self._last_words()
-        self._start()
+        words = self.lost
+        if not words:
+            try:
+                self.process.stdin.write(json.dumps(request) + "\n")
+                self.process.stdin.flush()
+                answer = self._answer()
+            except BrokenPipeError:
+                answer = None
+            if answer is not None:
+                return Result.from_json(answer)
+            words = self._last_words()
+            try:
+                self._start()
+            except LibraryUnusable as error:
+                self.lost = f"not run, for it did not start again after a crash: {error}"
         return Result(cell.op.name, cell.backend.name, cell.dtype, cell.case.id, FAIL, words, seed=seed)
 
     def _answer(self):
+        """What the process answers; None when it ended, or was ended because it took too long."""
+        watchdog = threading.Timer(SECONDS, self._end_late)
+        watchdog.start()
         line = self.process.stdout.readline()
-        return json.loads(line) if line else None
+        watchdog.cancel()
+        return json.loads(line) if line.endswith("\n") else None
+
+    def _end_late(self) -> None:
+        self.late = True
+        self.process.kill()
 
     def _last_words(self) -> str:
         code = self.process.wait()
         self.errors.seek(0)
-        ended = f"signal {-code}" if code < 0 else f"status {code}"
-        text = f"its process ended with {ended}: {self.errors.read()[-400:].strip()}"
+        ended = f"ended with signal {-code}" if code < 0 else f"ended with status {code}"
+        ended = f"gave no answer within {SECONDS} s" if self.late else ended
+        text = f"its process {ended}: {self.errors.read()[-400:].strip()}"
         self.close()
         return text
 
@@ -105,10 +126,11 @@ def _placed(schedule: dict | None, **rest) -> Subject:
 
 
 def serve(name: str) -> int:
-    """The other side.  Results go to the real stdout; what the library prints goes to stderr."""
+    """The other side.  Results go to the real stdout; what the library prints, also from C, goes to stderr."""
     from steepest.conformance.subjects.ops import ops_of
 
-    out, sys.stdout = sys.stdout, sys.stderr
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     subjects = LIBRARIES[name].implementations()
     print(json.dumps([_described(s) for s in subjects]), file=out, flush=True)
     ops = ops_of(subjects)

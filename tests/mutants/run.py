@@ -1,0 +1,142 @@
+"""Breaks every formula and kernel in every small way, one at a time, and lists what notices.
+
+    python tests/mutants/run.py                     all of them
+    python tests/mutants/run.py --only adam.h       files that match
+    python tests/mutants/run.py --sample 20         some of them, chosen by --seed
+    python tests/mutants/run.py --list              name them, run nothing
+
+A mutant is killed when a cell of `python -m steepest validate` FAILs or, for files other than the update rules, when a
+test fails.  Exit status 1 when one survives.  Needs a built package (`make build`) and a C++ compiler.
+
+`make mutants` runs for at most 14 minutes at a time and keeps what it found in out/mutants.jsonl (--minutes, --record);
+run it again to go on, exit status 2 says that some are left.  A mutant that was killed is tried again only when its
+file, the cases or the tests change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from mutation_record import Record
+from mutation_rules import Mutant
+from mutation_targets import TARGETS, Target
+from mutation_workspace import KILLED, NO_BUILD, SURVIVED, Verdict, Workspace, prepare_process_server
+
+Work = tuple[Target, Mutant]
+
+
+def choose(only: str = "", sample: int = 0, seed: int = 0) -> list[Work]:
+    """Mutants that are not known to be equivalent."""
+    work = [
+        (target, mutant)
+        for target in TARGETS
+        if re.search(only, target.file)
+        for mutant in target.mutants()
+        if not target.reason(mutant)
+    ]
+    return random.Random(seed).sample(work, min(sample, len(work))) if sample else work
+
+
+def run(work: list[Work], jobs: int, until: float = float("inf")) -> Iterator[tuple[Target, Mutant, Verdict]]:
+    """Verdicts as they come, begun before `until` (time.perf_counter).
+
+    RuntimeError when an unchanged source is not ok: then nothing would mean anything.
+    """
+    prepare_process_server()
+    with tempfile.TemporaryDirectory(prefix="steepest-mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
+        free: queue.Queue[Workspace] = queue.Queue()
+        workspaces = [Workspace(Path(folder, str(i))) for i in range(jobs)]
+        for _ in pool.map(Workspace.configure, workspaces):
+            pass
+        for workspace in workspaces:
+            free.put(workspace)
+
+        def judge(target: Target, mutant: Mutant | None, limit: float) -> Verdict | None:
+            workspace = free.get()
+            try:
+                return workspace.try_out(target, mutant, limit) if time.perf_counter() < until else None
+            finally:
+                free.put(workspace)
+
+        for target in dict.fromkeys(target for target, _ in work):
+            mutants = [mutant for t, mutant in work if t is target]
+            unchanged = judge(target, None, 600)
+            if unchanged is None:
+                return
+            if unchanged.status != SURVIVED:
+                raise RuntimeError(f"{target.file} FAILs without any change: {unchanged.by}")
+            limit = 30 + 5 * unchanged.seconds  # a mutant that takes longer never ends
+            futures = {pool.submit(judge, target, mutant, limit): mutant for mutant in mutants}
+            for future in as_completed(futures):
+                if (verdict := future.result()) is not None:
+                    yield target, futures[future], verdict
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="REGEX", help="files to mutate")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="so many mutants, chosen at random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after this time")
+    parser.add_argument("--record", metavar="FILE", help="keep verdicts here, and do not repeat those that it has")
+    parser.add_argument("--list", action="store_true", help="name the mutants, run nothing")
+    return parser
+
+
+def main() -> int:
+    begin, options = time.perf_counter(), parser().parse_args()
+    work = choose(options.only, options.sample, options.seed)
+    if options.list:
+        for _, m in work:
+            print(f"{m.file}:{m.line}  {m.rule:<10}  {m.before}  =>  {m.after}")
+        print(f"{len(work)} mutants")
+        return 0
+    record = Record(options.record)
+    found = {mutant: old for target, mutant in work if (old := record.get(target, mutant))}
+    left = [(target, mutant) for target, mutant in work if mutant not in found]
+    print(f"{len(work)} mutants, {len(found)} known from {options.record}" if found else f"{len(work)} mutants")
+    for number, (target, mutant, verdict) in enumerate(run(left, options.jobs, begin + 60 * options.minutes), 1):
+        found[mutant] = verdict
+        record.put(target, mutant, verdict)
+        text = f"{mutant.file}:{mutant.line}  {mutant.before}  =>  {mutant.after}"
+        print(f"[{number}/{len(left)}] {verdict.status}  {text}\n      {verdict.by}", flush=True)
+    return summary(work, found, options.only, time.perf_counter() - begin)
+
+
+def summary(work: list[Work], found: dict[Mutant, Verdict], only: str, seconds: float) -> int:
+    """Prints it.  1 when a mutant survived, else 2 when some were not tried, else 0."""
+    for target in TARGETS:
+        for mutant in target.mutants() if re.search(only, target.file) else ():
+            if why := target.reason(mutant):
+                print(f"equivalent  {mutant.file}:{mutant.line}  {mutant.before}  =>  {mutant.after}\n      {why}")
+    rows = Counter((target.file, found[mutant].status) for target, mutant in work if mutant in found)
+    for file in dict.fromkeys(target.file for target, _ in work):
+        counts = ", ".join(f"{rows[file, s]} {s}" for s in (KILLED, SURVIVED, NO_BUILD) if rows[file, s])
+        print(f"{file:<32}  {counts or 'none tried'}")
+    count = Counter(verdict.status for verdict in found.values())
+    by_tests = sum(verdict.by.startswith(("tests/", "pytest")) for verdict in found.values())
+    survivors = [m for _, m in work if m in found and found[m].status == SURVIVED]
+    left = len(work) - len(found)
+    print(
+        f"{count[KILLED]} killed ({count[KILLED] - by_tests} by validate, {by_tests} by tests), "
+        f"{count[SURVIVED]} survived, {count[NO_BUILD]} do not build, {left} left, {seconds:.0f} s"
+    )
+    for m in survivors:
+        print(f"SURVIVED  {m.file}:{m.line}  {m.before}  =>  {m.after}")
+    return 1 if survivors else 2 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

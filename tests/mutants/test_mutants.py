@@ -1,0 +1,147 @@
+"""The mutation runner: its rules, its lists, and a sample of what it finds.  All mutants: `make mutants`."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from mutation_equivalents import EQUIVALENT
+from mutation_record import Record
+from mutation_rules import cpp_code, edits, mutants, other_number, python_code
+from mutation_targets import BACKENDS, EXEMPT, LISTED, ROOT, TARGETS, Target
+from mutation_workspace import KILLED, SURVIVED, Verdict
+from run import choose, run
+
+
+def changes(line: str, file: str = "x.h") -> set[str]:
+    return {line[:begin] + new + line[end:] for _, begin, end, new in edits(line, line, file)}
+
+
+def test_every_small_change_of_a_line_is_tried():
+    assert changes("  p = p + (a * m) / d;") == {
+        "  p = p - (a * m) / d;",
+        "  p = p + (a / m) / d;",
+        "  p = p + (a * m) * d;",
+        "  p = p + (a * (1.0 * m)) / d;",
+        "  p = p + (a * m) / (1.0 * d);",
+        "  ;",
+    }
+    assert changes("  if (x < 0.5f) y = -x;") == {
+        "  if (x >= 0.5f) y = -x;",
+        "  if (x <= 0.5f) y = -x;",
+        "  if (x < 1.5f) y = -x;",
+        "  if (x < 0.5f) y = x;",
+        "  ;",
+    }
+    assert changes("    m = g - s.rest", "x.py") == {"    m = g + s.rest", "    m = g"}
+    assert "    s.a = static_cast<float>(1.0 - static_cast<float>(h.b));" in changes(
+        "    s.a = static_cast<float>(1.0 - h.b);"
+    )
+
+
+def test_numbers_change():
+    assert [other_number(x) for x in ("0", "7", "0x7fff", "0.5", "1e-3", "0.0")] == [
+        "1", "8", "0x8000", "1.5", "0.003", "0.5",
+    ]  # fmt: skip
+
+
+def test_comments_strings_checks_and_device_code_are_left_alone():
+    source = "\n".join(
+        (
+            "a = 1 + b;  // a + b",
+            "#if defined(__CUDA_ARCH__)",
+            "x = 1 + 2;",
+            "#else",
+            'y = 3 + "4 + 5";',
+            "#endif",
+            "#define Z 1 + 1",
+        )
+    )
+    code = cpp_code(source)
+    assert [line.split() for line in code.split("\n") if line.strip()] == [
+        ["a", "=", "1", "+", "b;"],
+        ["y", "=", "3", "+", ";"],
+    ]
+    source = "\n".join(
+        (
+            "def f(a=1 + 2):",
+            '    """1 + 1"""',
+            "    if a < 0:",
+            '        raise ValueError(f"{a + 1}")',
+            "    return a - 1  # a - 2",
+        )
+    )
+    assert [line.split() for line in python_code(source, ["f"]).split("\n") if line.strip()] == [
+        ["return", "a", "-", "1"]
+    ]
+    assert python_code(source, ["g"]).strip() == ""
+    assert {m.text.count("\n") for m in mutants("x.py", source, None, "")} == {source.count("\n")}
+
+
+def test_no_rule_or_kernel_is_left_out():
+    targets = {target.file for target in TARGETS}
+    for folder, exempt in EXEMPT.items():
+        files = {path.name for path in (ROOT / folder).iterdir() if path.suffix in (".h", ".cpp", ".cu", ".py")}
+        assert set(exempt) <= files, f"EXEMPT names files that {folder} does not have"
+        assert not {name for name in files - set(exempt) if f"{folder}/{name}" not in targets}
+    assert set(EXEMPT) == set(BACKENDS)
+    assert {file for file in targets if not (ROOT / file).exists()} == set()
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.file)
+def test_targets_match_the_sources(target):
+    found = list(target.mutants())
+    assert len(found) >= 3 or target not in LISTED
+    texts = {text for mutant in found for text in (mutant.after, f"{mutant.before} => {mutant.after}")}
+    explained = {line for lines in EQUIVALENT.get(target.file, {}).values() for line in lines}
+    assert explained <= texts, "explained as equivalent, but no longer a mutant"
+    for test in target.tests:
+        assert (ROOT / test).exists()
+
+
+def test_update_rules_must_be_noticed_by_validate_alone():
+    rules = [target for target in TARGETS if target.file.startswith("csrc/formula/")]
+    assert [target.file for target in rules if target.tests] == ["csrc/formula/number.h"]
+    assert set(EQUIVALENT) <= {target.file for target in TARGETS}
+    for target in TARGETS:
+        found = list(target.mutants())
+        assert sum(bool(target.reason(mutant)) for mutant in found) <= 0.2 * len(found)
+
+
+def test_a_record_keeps_what_was_killed_until_something_changes(tmp_path):
+    target, other = Target("csrc/formula/number.h", "", ()), Target("csrc/formula/number.h", "", (), (__file__,))
+    (a, b, *_), path = target.mutants(), str(tmp_path / "record.jsonl")
+    record = Record(path)
+    record.put(target, a, Verdict(KILLED, "a cell", 0.5))
+    record.put(target, b, Verdict(SURVIVED))
+    again = Record(path)
+    assert again.get(target, a) == Verdict(KILLED, "a cell", 0.5)
+    assert again.get(target, b) is None  # to be tried again
+    assert again.get(other, a) is None  # judged by other tests
+    assert again.get(target, replace(a, text=a.text + "//")) is None
+    nothing = Record(None)
+    nothing.put(target, a, Verdict(KILLED))
+    assert nothing.get(target, a) is None
+
+
+def test_no_mutant_begins_when_time_is_up(monkeypatch):
+    monkeypatch.setattr("run.Workspace", lambda folder: SimpleNamespace(folder=folder))
+    monkeypatch.setattr("run.Workspace.configure", lambda workspace: None, raising=False)
+    monkeypatch.setattr("run.prepare_process_server", lambda: None)
+    assert list(run(choose(sample=3), jobs=1, until=0.0)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.skipif(importlib.util.find_spec("steepest._C") is None, reason="the package is not built")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_a_sample_is_killed(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `run` sets it; the tests that follow get the old value back
+    samples = {"csrc/formula/adam": 2, "kernels/adamw": 1, "reference/adamw": 1}
+    work = [item for only, count in samples.items() for item in choose(only, count, seed=1)]
+    verdicts = {mutant.id: verdict for _, mutant, verdict in run(work, jobs=1)}
+    assert len(verdicts) == sum(samples.values())
+    assert {name: verdict for name, verdict in verdicts.items() if verdict.status != KILLED} == {}
