@@ -3,10 +3,11 @@
 All of them share what follows; the docstring of each gives its rule.
 
 Lists have equal length; row i (params[i], grads[i], states...) has one shape and one device.  Any shape, 0-dim and
-empty too.  dtypes float32, bfloat16, float16, freely mixed on the CPU; on CUDA gradients like the parameters, states like the
-parameters or float32.  Arithmetic is float32; each result is rounded once to its tensor's dtype; derived scalars are
-computed in float64 and rounded once.  Rows in one dense layout (contiguous, transposed, channels_last, ...) are worked
-on in place; other rows are copied in and out, which costs extra but is right.  Before the rule, in this order::
+empty too.  dtypes float32, bfloat16, float16, freely mixed on the CPU; on CUDA gradients like the parameters, states
+like the parameters or float32.  Arithmetic is float32; each result is rounded once to its tensor's dtype; derived
+scalars are computed in float64 and rounded once.  Rows in one dense layout (contiguous, transposed, channels_last,
+...) are worked on in place; other rows are copied in and out, which costs extra but is right.  Before the rule, in
+this order::
 
     g = grad / grad_scale * clip_coefficient        (then -g if maximize)
     g = clamp(g, -clip_value, clip_value)
@@ -56,8 +57,8 @@ def adamw_(
         p = p + (-lr / (1 - beta1^t) m) / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
     Other arguments and errors: see the module.  Cost: 28 bytes per float32 element (4 reads, 3 writes); 36 with
-    AMSGrad; 14 with 16-bit tensors throughout.  Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019;
-    Reddi et al. 2018 for AMSGrad.
+    AMSGrad; 14 with 16-bit tensors throughout.  Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization",
+    2019; Reddi et al. 2018 for AMSGrad.
     """
     op = "adamw_"
     rule = rules.adam(

@@ -13,9 +13,9 @@ root error    ||X - S^(-1/p)||_F / ||S^(-1/p)||_F <= e + 3 kappa u / p.  Roundin
               norm of at least t^(-1/p) sqrt(k): together kappa / p ||D||_2 / ||S||_2.  Other pairs count less: their
               factor is at most t_i^(-1/p) / t_j for t_i < t_j.  Later steps see kappa divided by c0^p, 37 for p = 4.
               c counts roundings of S and M (scaling, symmetric part, ridge: 3, of deviation 0.3 u each, hence about
-              2 x 0.3 u ||S||_2 in the 2-norm of a random matrix) and those of two products; 3 is twice the largest seen
-              over the cases (rank n / 4, n = 512, float32 without wide products: 1.4).
-              eigh: max(3, sqrt(n)) for 3, since LAPACK's backward errors grow like that (half was seen, n = 64).  The
+              2 x 0.3 u ||S||_2 in the 2-norm of a random matrix) and those of two products, 0.6 again each: 3.  (Seen:
+              0.6 for rank n / 4 in float32 alone, 0.17 with the wide products, n = 128 and 512.)
+              eigh: max(3, sqrt(n)) for 3, since LAPACK's backward errors grow like that (1.6 at n = 512).  The
               oracle is float64 eigh itself and may be off by its own share.
 asymmetry     ||X - X^T||_F / ||X||_F <= twice the bound on rounding, of which it is made.
 scale         lambda in [1, 2] times the largest |eigenvalue|, up to 2^-10.

@@ -2,8 +2,9 @@
 
 A rule is two functions: `scalars`, the numbers that a step derives from its hyper-parameters in float64, and
 `element`, the rule itself.  `element` is written with operators only, so that it runs on float32 tensors (then it
-equals the C++ and CUDA kernels bit for bit), on float64 tensors (the exact answer, for practical purposes) and on the running-error numbers
-of steepest.conformance.bounds (the error bound).  Operation orders are those of torch.optim's for-loops.
+equals the C++ and CUDA kernels bit for bit), on float64 tensors (the exact answer, for practical purposes) and on the
+running-error numbers of steepest.conformance.bounds (the error bound).  Operation orders are those of torch.optim's
+for-loops.
 """
 
 from __future__ import annotations

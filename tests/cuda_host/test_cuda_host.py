@@ -61,7 +61,13 @@ class Builder:
     def __init__(self, folder: Path):
         self.folder = folder
         self.common = []
-        for source in ("steepest.cpp", "engine/status.cpp", "engine/cpu.cpp", "engine/cpu_survey.cpp", "engine/stages.cpp"):
+        for source in (
+            "steepest.cpp",
+            "engine/status.cpp",
+            "engine/cpu.cpp",
+            "engine/cpu_survey.cpp",
+            "engine/stages.cpp",
+        ):
             self.common.append(self.compile_source(CSRC / source, ["-fopenmp", *ENGINE_DEFINES]))
         self.common.append(self.compile_source(HERE / "driver.cpp", []))
         self.programs: dict = {}

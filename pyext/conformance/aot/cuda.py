@@ -115,7 +115,8 @@ def compile_engine(folder: Path, architectures: Sequence[str]) -> Build:
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in real]
     codes.append(f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    log = nvcc("-Xptxas=-v", "-Xcompiler=-fPIC", *codes, "-c", CSRC / "engine" / "cuda.cu", "-o", target)
+    options = ["-Xptxas=-v", "-Xcompiler=-fPIC", "-Xfatbin=-compress-all"]
+    log = nvcc(*options, *codes, "-c", CSRC / "engine" / "cuda.cu", "-o", target)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Build(target, seconds, read_resources(log))
