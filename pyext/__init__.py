@@ -13,10 +13,11 @@ from steepest.matrix.roots import effective_dimension, inverse_root
 
 # What needs the compiled module is imported when it is first asked for, so that `info` can say what is wrong with an
 # installation whose compiled module is missing.
-_STEPS = ("adagrad_", "adam_", "adamw_", "lion_", "rmsprop_", "sgd_")
+_STEPS = ("adagrad_", "adam_", "adamw_", "lion_", "rmsprop_", "sgd_", "sign_")
 _COMPILED = {
     **dict.fromkeys(_STEPS, "steepest.multi_tensor"),
     "clip_grad_norm_": "steepest.norms",
+    "normed_descent_": "steepest.optim.normed_descent",
     "survey": "steepest.norms",
     "optim": None,
 }
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     *_STEPS,
     "clip_grad_norm_",
+    "normed_descent_",
     "effective_dimension",
     "explain",
     "info",

@@ -197,3 +197,25 @@ def lion_(
     step_lists(
         op, Call(rule, grad_scale, clip_coefficient, found_inf), [params, grads, exp_avgs], values, step, backend
     )
+
+
+def sign_(
+    params: List, grads: List, *, lr: float, weight_decay: float = 0.0, step: int | Sequence[int] = 1,
+    maximize: bool = False, decoupled: bool = True, cautious: bool = False, l1: float = 0.0,
+    clip_value: float | None = None, grad_scale: Tensor | None = None, clip_coefficient: Tensor | None = None,
+    found_inf: Tensor | None = None, backend: str = "auto",
+) -> None:  # fmt: skip
+    """One step of sign descent, in place: params; grads are only read.
+
+    In float32 and in this order::
+
+        p = p (1 - lr weight_decay)
+        p = p + (-lr) sign(g)
+
+    Other arguments and errors: see the module; the rule does not use `step`.  Cost: 12 bytes per float32 element.
+    Source: steepest descent in the max norm; Bernstein et al. 2018 (signSGD).
+    """
+    op = "sign_"
+    rule = rules.sign(op, decoupled=decoupled, maximize=maximize, cautious=cautious, clip_value=clip_value)
+    values = rules.numbers(op, lr=lr, weight_decay=weight_decay, l1=l1)
+    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), [params, grads], values, step, backend)

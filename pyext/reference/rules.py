@@ -102,12 +102,21 @@ def lion_element(p, g, states, s: Numbers):
     return p, [m * s.beta2 + s.rest2 * g]
 
 
+def sign_scalars(*, lr, **_) -> dict[str, Any]:
+    return {"negative_lr": -lr}
+
+
+def sign_element(p, g, states, s: Numbers):
+    return p + s.negative_lr * sign(g), states
+
+
 RULES: dict[str, tuple[Callable, Callable]] = {
     "sgd": (sgd_scalars, sgd_element),
     "adagrad": (adagrad_scalars, adagrad_element),
     "rmsprop": (rmsprop_scalars, rmsprop_element),
     "adam": (adam_scalars, adam_element),
     "lion": (lion_scalars, lion_element),
+    "sign": (sign_scalars, sign_element),
 }
 
 
@@ -209,3 +218,8 @@ def adam_(params, grads, exp_avgs, exp_avg_sqs, *, max_exp_avg_sqs=None, **optio
 def lion_(params, grads, exp_avgs, *, step=1, decoupled=True, **options) -> None:
     """See steepest.lion_: the same arguments, in plain PyTorch."""
     step_lists("lion_", "lion", params, grads, [exp_avgs], step=step, decoupled=decoupled, **options)
+
+
+def sign_(params, grads, *, step=1, decoupled=True, **options) -> None:
+    """See steepest.sign_: the same arguments, in plain PyTorch."""
+    step_lists("sign_", "sign", params, grads, [], step=step, decoupled=decoupled, **options)

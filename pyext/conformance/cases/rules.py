@@ -1,4 +1,4 @@
-"""SGD, Adagrad, RMSprop, Adam, Lion: cases, bound, costs.
+"""SGD, Adagrad, RMSprop, Adam, Lion, sign descent: cases, bound, costs.
 
 Bound.  As for AdamW (cases/adamw.py): every backend computes in float32 with one rounding per operation and one more at
 each store, so running the reference's rule on tracked numbers (conformance.bounds) bounds the distance of every result
@@ -156,7 +156,7 @@ def tracked_run(rule: str, problem: Problem) -> dict[str, Tracked]:
     options = {name: value for name, value in options.items() if name not in ("cautious", "l1", "clip_value")}
     if "grad_avgs" in case.states:
         options["centered"] = True
-    if "decoupled" not in options and rule == "lion":
+    if "decoupled" not in options and rule in ("lion", "sign"):
         options["decoupled"] = True
     for k in range(0 if case.found_inf else case.steps):
         g = Number.exact(start["grads"] if k == 0 else flat(problem.expected["later_grads"][k - 1]), work)
@@ -284,8 +284,17 @@ RULES: dict[str, tuple[list[RuleCase], str, str]] = {
         "8 per element",
         "Chen et al. 2023",
     ),
+    "sign": (
+        [
+            *shared_cases((), lr=1e-3),
+            own_case("L2 decay", (), lr=1e-2, weight_decay=0.1, decoupled=False),
+            own_case("cautious", (), lr=1e-2, weight_decay=0.1, cautious=True),
+        ],
+        "3 per element",
+        "Bernstein et al. 2018",
+    ),
 }
-FLOPS = {"sgd": 5, "adagrad": 7, "rmsprop": 9, "adam": 15, "lion": 8}
+FLOPS = {"sgd": 5, "adagrad": 7, "rmsprop": 9, "adam": 15, "lion": 8, "sign": 3}
 
 
 def _register(rule: str) -> None:
