@@ -14,7 +14,7 @@ TRITON := triton==3.9.0
 py := $(VENV)/bin/python
 sources := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f) $(wildcard pyext/*.cpp pyext/*.h)
 
-.PHONY: run test build bench lint format clean validate mutants
+.PHONY: run test build bench lint format clean validate mutants fuzz
 
 run: build
 	$(py) -m steepest info
@@ -31,6 +31,9 @@ bench: build
 
 validate: build
 	$(py) -m steepest validate
+
+fuzz: build
+	STEEPEST_FUZZ=10000 $(py) -m pytest tests/cpu/test_fuzz.py $(PYTEST)
 
 # At most 14 minutes at a time; status 2 says that some are left, and the next call goes on with them.
 mutants: build
