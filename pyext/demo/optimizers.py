@@ -40,6 +40,21 @@ def _muon(model: nn.Module, options: Namespace) -> torch.optim.Optimizer:
     )
 
 
+def _shampoo(frequency: int) -> Callable[[nn.Module, Namespace], torch.optim.Optimizer]:
+    def build(model: nn.Module, options: Namespace) -> torch.optim.Optimizer:
+        return steepest.optim.Shampoo(
+            model.named_parameters(),
+            lr=options.shampoo_lr,
+            betas=(0.9, 0.95),
+            block_size=options.block_size,
+            precondition_frequency=frequency,
+            weight_decay=options.weight_decay,
+            adamw=_adamw_arguments(options),
+        )
+
+    return build
+
+
 def _adamw_arguments(options: Namespace) -> dict:
     return {"lr": options.lr, "betas": (0.9, 0.95), "weight_decay": options.weight_decay}
 
@@ -48,4 +63,6 @@ OPTIMIZERS = {
     "torch-adamw": Choice("torch AdamW", _torch_adamw),
     "adamw": Choice("steepest AdamW", _adamw, twin="torch-adamw"),
     "muon": Choice("steepest Muon + AdamW", _muon),
+    "shampoo": Choice("steepest Shampoo, roots every 10 steps", _shampoo(10)),
+    "shampoo-1": Choice("steepest Shampoo, roots every step", _shampoo(1)),
 }

@@ -67,6 +67,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--lr", type=float, default=2e-3, help="of AdamW")
     # Of Muon at --muon-lr 0.02, 0.04, beside this AdamW: 1.828, 1.716.
     add("--muon-lr", type=float, default=0.04, help="of Muon, for the hidden matrices")
+    add("--shampoo-lr", type=float, default=2e-3, help="of Shampoo, grafted to Adam, for the hidden matrices")
+    add("--block-size", type=_positive, default=128, help="of Shampoo")
     add("--weight-decay", type=float, default=0.1, help="of every optimizer")
     add("--eval-every", type=_positive, default=25, metavar="STEPS", help="steps between validations")
     add("--device", type=_device, default="cpu", help="where to train: cpu, cuda, cuda:1, ...")

@@ -21,13 +21,13 @@ RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "tf32": 3e-4}
 # The spectrum of M lies in (0, 1 - RANGE_MARGIN): rounding of M and of its first products must not lift it above 1.
 RANGE_MARGIN = 2.0**-10
 PROBES = 8  # columns of the thin block that finds the largest eigenvalue and measures the residual
-GROUP_BYTES = 1 << 20
+GROUP_BYTES = 1 << 22
 WIDE_PRODUCTS = 3.6  # what two products cost more in float64, in float32 products: each takes 2.8 times as long
 # torch.linalg.eigh and the root's assembly in units of one n x n float32 product, on the CPU: quickest of several runs,
 # AMD EPYC (Zen 4), torch 2.13 with MKL, {threads: ((n, products), ...)}.
 EIGH_IN_PRODUCTS = {
-    1: ((16, 100.0), (32, 63.0), (64, 36.0), (128, 18.0), (256, 12.0), (512, 12.0), (1024, 7.0), (2048, 6.0)),
-    2: ((16, 100.0), (32, 75.0), (64, 50.0), (128, 34.0), (256, 22.0), (512, 17.0), (1024, 10.0), (2048, 8.0)),
+    1: ((16, 93.0), (32, 56.0), (64, 28.0), (128, 19.0), (256, 13.0), (512, 8.0), (1024, 6.0), (2048, 5.0)),
+    2: ((16, 120.0), (32, 94.0), (64, 45.0), (128, 26.0), (256, 15.0), (512, 9.0), (1024, 6.0), (2048, 5.0)),
 }
 # What is not products takes as long as 40 / n of them: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.
 OVERHEAD = 40
@@ -193,11 +193,13 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
     else:
         why = "as asked"
     working = torch.float64 if precision == "float64" else torch.float32
+    group = batch
+    if device_type == "cpu" and n:  # so many matrices that M, X and two temporaries of each stay in cache
+        group = max(1, min(batch, GROUP_BYTES // (4 * n * n * working.itemsize)))
     if method == "eigh":
-        # 4/3 n^3 to tridiagonalise and about 8 n^3 for vectors, which LAPACK does not promise; plus the assembly.
-        return RootPlan(
-            "eigh", p, None, precision, working, False, True, 1, max(batch, 1), 12 * n**3 * batch, "torch", why
-        )
+        # 4/3 n³ to tridiagonalise and about 8 n³ for vectors, and the assembly.
+        numbers = (1, group, 12 * n**3 * batch)
+        return RootPlan("eigh", p, None, precision, working, False, True, *numbers, "torch", why)
     if method == "composite" and not absolute and ridge < floor:
         raise ValueError(
             f"inverse_root: ridge {ridge:g} is below {floor:g}, the least that composite polynomials bear in "
@@ -213,9 +215,6 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
     )
     fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
     products = count_products(p, schedule)
-    group = batch
-    if device_type == "cpu":  # so many matrices that M, X and two temporaries of each stay in cache
-        group = max(1, min(batch, GROUP_BYTES // max(1, 4 * n * n * working.itemsize)))
     flops = round(2 * n**3 * products * fraction * batch)
     mirrored = precision != "tf32"
     return RootPlan(

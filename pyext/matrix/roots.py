@@ -27,9 +27,10 @@ class RootStatus(NamedTuple):
 
     ok: False where the input was not finite or not positive definite enough; such a block comes out as `previous`, or
         NaN without one.
-    iterations: steps taken.  residual: root mean square over random directions v of |X^q S X^(p-q) v - v|, q = p // 2,
-        S the matrix with its ridge.  scale: the lambda of the ridge, between the largest |eigenvalue| and twice that; 1
-        for a zero matrix.
+    iterations: steps taken, 0 for eigh.  residual: root mean square over random unit vectors v of
+        |X^q S X^(p-q) v - v|, q = p // 2, S the matrix with its ridge; for eigh the larger of |Q Qᵀ v - v| and
+        |(Q W Qᵀ - A) v| / lambda.
+    scale: the lambda of the ridge, between the largest |eigenvalue| and twice that; 1 for a zero matrix.
     """
 
     ok: Tensor
@@ -74,8 +75,8 @@ def inverse_root(
 
     Accuracy: relative error in the Frobenius norm at most tol + 3 u κ / p with κ = 1/ridge and u the unit roundoff
     (steepest.conformance.root_bounds derives it).  On the CPU the two products whose rounding is amplified by κ, both
-    in the first step, are in float64 where u κ / p exceeds tol.  (Rank 32 of 128, ridge 1e-6: 4.3e-3 with, 2.0e-2
-    without; coupled Newton 1.0e-2, float32 eigh 1.2e-2.)
+    in the first step, are in float64 where u κ / p exceeds tol.  (Rank 32 of 128, ridge 1e-6: 1.7e-3 with, 8.6e-3
+    without; newton 5.0e-3, eigh in float32 1.8e-2, whose bound has max(3, √n) for 3.)
 
     Cost: `plan(...).products` products of n × n matrices, 22 for p = 4, ridge 1e-6, tol 1e-3; 16 for 1e-4; and some
     15 products with 8 columns for λ and the residual.
@@ -168,32 +169,39 @@ def _by_polynomials(a, todo, ridge, absolute, verbs):
     m.diagonal(dim1=-2, dim2=-1).add_((relative / nu)[:, None])
     x = iterate(m, todo, verbs)
     residual = probe_residual(x, m, todo.p)
-    # (A + ridge scale I)^(-1/p) = X (nu scale)^(-1/p); in two factors, since nu scale may leave float32's range.
-    x *= (nu ** (-1 / todo.p) * scale ** (-1 / todo.p))[:, None, None]
     ok = (relative >= RIDGE_FLOOR[todo.precision]) & (residual <= RESIDUAL_LIMIT)  # False for NaN
-    return _finish(x, ok, zero, ridge, todo, residual, scale)
+    # (A + ridge scale I)^(-1/p) = X (nu scale)^(-1/p); in two factors, since nu scale may leave float32's range.
+    return _finish(x, _power(nu, -1 / todo.p) * _power(scale, -1 / todo.p), ok, zero, ridge, todo, residual, scale)
 
 
-def _finish(x, ok, zero, ridge, todo, residual, scale):
-    """Zero blocks exact, failed ones NaN; (roots, ok, iterations, residual, scale)."""
-    # The largest element of a positive definite matrix is on its diagonal.
-    ok = ok & torch.isfinite(scale) & torch.isfinite(x.diagonal(dim1=-2, dim2=-1).amax(-1))
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """x^exponent by way of float64: torch's vectorised float32 power rounds an element by its place in the tensor."""
+    return (x.double() ** exponent).to(x.dtype)
+
+
+def _finish(x, factor, ok, zero, ridge, todo, residual, scale):
+    """X times the factor, failed blocks NaN, zero blocks exact; (roots, ok, iterations, residual, scale)."""
     if ridge > 0:
-        identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device) * ridge ** (-1 / todo.p)
-        x = torch.where(zero[:, None, None], identity, x)
         ok, residual = ok | zero, torch.where(zero, 0.0, residual)
-    x = torch.where(ok[:, None, None], x, torch.nan)
+    ok = ok & torch.isfinite(scale)
+    x *= torch.where(ok, factor, torch.nan)[:, None, None]
+    diagonal = x.diagonal(dim1=-2, dim2=-1)
+    if ridge > 0:  # off the diagonal a zero block is exactly zero already
+        diagonal.copy_(torch.where(zero[:, None], ridge ** (-1 / todo.p), diagonal))
+    # The largest element of a positive definite matrix is on its diagonal; above the largest number it is inf.
+    finite = torch.isfinite(diagonal.amax(-1))
+    if todo.p < 4:  # a fourth root of the smallest float32 number is far from that
+        x *= torch.where(finite, 1.0, torch.nan)[:, None, None]
     iterations = torch.full(ok.shape, todo.steps, dtype=torch.int32, device=x.device)
-    return x, ok, iterations, residual, scale
+    return x, ok & finite, iterations, residual, scale
 
 
 def scaled(a: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The symmetric part of a divided by max |a|, in `dtype`, and max |a|; zeros for zero, NaN for NaN and inf."""
     wide = a.to(torch.promote_types(torch.promote_types(a.dtype, dtype), torch.float32))
-    largest = torch.maximum(wide.amax((-2, -1)), -wide.amin((-2, -1)))
+    largest = torch.linalg.vector_norm(wide.flatten(1), math.inf, dim=1)
     y = wide / largest.where(largest != 0, 1)[:, None, None]
-    y = y.add(y.mT).mul_(0.5).to(dtype)
-    return y, largest.to(dtype)
+    return torch.add(y, y.mT).mul_(0.5).to(dtype), largest.to(dtype)
 
 
 def power_steps(n: int) -> int:
@@ -312,28 +320,27 @@ def _size(v: Tensor) -> Tensor:
 def _by_eigh(a, todo, ridge, absolute, verbs):
     """Q f(W) Qᵀ with W and Q from torch.linalg.eigh, which are checked: wrong ones are on record."""
     y, largest = scaled(a, todo.dtype)
-    bound = spectral_bound(y)
-    zero = bound == 0
-    finite = torch.isfinite(bound)
-    bound = torch.where(zero, 1.0, bound)
+    zero, finite = largest == 0, torch.isfinite(largest)
     largest = torch.where(zero, 1.0, largest)
+    y = torch.where(finite[:, None, None], y, 1.0)  # LAPACK raises for NaN, and the others would be lost
+    w, q = _eigh(y)
+    bound = torch.where(zero, 1.0, w.abs().amax(-1) * (1 + 2.0**-12))
     relative = ridge / largest if absolute else ridge * bound
     n = y.shape[-1]
-    identity = torch.eye(n, dtype=y.dtype, device=y.device)
-    w, q = _eigh(torch.where(finite[:, None, None], y, identity))
     # Backward error of LAPACK, and of rounding a to its dtype: at most these, seen below a third of them.
-    allowed, stored = (10 * math.sqrt(n) * torch.finfo(t).eps / 2 * bound for t in (todo.dtype, a.dtype))
+    allowed, stored = (10 * math.sqrt(n) * torch.finfo(t).eps / 2 for t in (todo.dtype, a.dtype))
     # An eigenvalue that rounding alone can have made negative counts as zero.
-    shifted = torch.where(w >= -torch.maximum(allowed, stored)[:, None], w.clamp(min=0), w) + relative[:, None]
-    x = torch.matmul(q * (shifted ** (-1 / todo.p))[:, None, :], q.mT)
+    shifted = torch.where(w >= -max(allowed, stored) * bound[:, None], w.clamp(min=0), w) + relative[:, None]
+    # Q f(W) Qᵀ as a Gram matrix: symmetric, and rounded the same in every batch (q itself is stored by columns).
+    x = verbs.gram(torch.mul(q, _power(shifted, -0.5 / todo.p)[:, None, :], out=torch.empty_like(y)))
     v = _directions(n, y.dtype, y.device).expand(len(y), -1, -1)
     rotated = torch.matmul(v, q)
     orthogonal = _size(torch.matmul(rotated, q.mT) - v)
-    restored = _size(torch.matmul(rotated * w[:, None, :], q.mT) - torch.matmul(v, y))
-    ok = finite & (orthogonal * bound <= allowed) & (restored <= allowed) & (shifted.amin(-1) > 0)
-    residual = probe_residual(x, y + relative[:, None, None] * identity, todo.p)
-    x *= (largest ** (-1 / todo.p))[:, None, None]
-    return _finish(x, ok, zero, ridge, todo, torch.where(ok, residual, torch.nan), bound * largest)
+    restored = _size(torch.matmul(rotated * w[:, None, :], q.mT) - torch.matmul(v, y)) / bound
+    ok = finite & (orthogonal <= allowed) & (restored <= allowed) & (shifted.amin(-1) > 0)
+    return _finish(
+        x, _power(largest, -1 / todo.p), ok, zero, ridge, todo, torch.maximum(orthogonal, restored), bound * largest
+    )
 
 
 def _eigh(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Random lists of shapes, layouts, offsets and dtypes through every rule, in guarded memory, against the reference's bits.
+"""Random lists of shapes, layouts, offsets and dtypes through every rule, in guarded memory, against the reference.
 
 A sample by default; `make fuzz` runs 10,000 examples (STEEPEST_FUZZ is their number).
 """

@@ -1,0 +1,223 @@
+"""One step of Shampoo for a param group: batched operations on stacks of blocks, nothing read back from the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.matrix.roots import inverse_root
+from steepest.matrix.verbs import TorchVerbs, full_float32
+from steepest.optim.shampoo_blocks import DIAGONAL, FULL, Bucket, make_buckets, order_of
+
+STRUCTURE = ("block_size", "precondition_frequency", "large_dim", "large_dim_fallback", "merge_dims")
+# Gradients above these are taken as not finite: sums of their squares would overflow.
+LARGEST = {torch.float32: 1e18, torch.float64: 1e150}
+
+
+def _names(group: dict) -> tuple[str, ...]:
+    """Stacks of the blocks' own shape that these options need."""
+    needed = {
+        "exp_avg": group["betas"][0] > 0,
+        "graft_sq": group["grafting"] in ("adagrad", "rmsprop", "adam"),
+        "momentum_buffer": group["momentum"] > 0,
+    }
+    return tuple(name for name, yes in needed.items() if yes)
+
+
+class ShampooStep:
+    """Stacks of one group, the step counters of its parameters, and the update rule over them."""
+
+    def __init__(self, group: dict, state: dict, fallback: str):
+        self.params = list(group["params"])
+        self.state = state
+        self.key = self._key(group)
+        # One tensor holds all counters; each state["step"] is a 0-dim view of it.
+        self.steps = torch.tensor([float(state[p].get("step", 0)) for p in self.params])
+        self.counts = self.steps.numpy()
+        self.place = {p: i for i, p in enumerate(self.params)}
+        self.buckets = make_buckets([p for p in self.params if p.numel()], {**group, "large_dim_fallback": fallback})
+        for bucket in self.buckets:
+            bucket.allocate(_names(group), torch.promote_types(bucket.blocks[0].param.dtype, torch.float32))
+        self._adopt()
+        self.entries = [state[p] for p in self.params]
+
+    def _key(self, group: dict) -> tuple:
+        dtypes = [(p.dtype, p.device, p.shape) for p in self.params]
+        return (*(group[name] for name in STRUCTURE), _names(group), *dtypes)
+
+    def _adopt(self) -> None:
+        """Copies states that exist already (a checkpoint's) into the stacks, and makes all states views of them."""
+        for p, counter in zip(self.params, self.steps.unbind()):
+            self.state[p]["step"] = counter
+        for bucket in self.buckets:
+            for name, stack in bucket.stacks.items():
+                for block, row in zip(bucket.blocks, stack.unbind()):
+                    entry, key = self.state[block.param], f"{name}.{block.number}"
+                    if key in entry:
+                        if entry[key].shape != row.shape:
+                            found, expected = tuple(entry[key].shape), tuple(row.shape)
+                            raise ValueError(
+                                f"Shampoo: state {key} of a parameter of shape {tuple(block.param.shape)} is {found}, "
+                                f"expected {expected}; it was saved with another block_size or other options"
+                            )
+                        row.copy_(entry[key])
+                    entry[key] = row
+
+    def fits(self, group: dict, state: dict) -> bool:
+        params = group["params"]
+        return (
+            self.state is state
+            and len(params) == len(self.params)
+            and all(a is b for a, b in zip(params, self.params))
+            and self.key == self._key(group)
+            and all(state.get(p) is entry for p, entry in zip(params, self.entries))
+        )
+
+    def run(self, group: dict) -> None:
+        given = [p for p in self.params if p.grad is not None]
+        for p in given:
+            self.counts[self.place[p]] += 1
+        if group["weight_decay"]:
+            torch._foreach_mul_(given, 1 - float(group["lr"]) * group["weight_decay"])
+        # Statistics and roots feed on each other for thousands of steps: no silent bfloat16 products.
+        for bucket in self.buckets:
+            with torch.autocast(bucket.blocks[0].param.device.type, enabled=False), full_float32():
+                self._step_bucket(bucket, group)
+
+    def _step_bucket(self, bucket: Bucket, group: dict) -> None:
+        with_grad = [block.param.grad is not None for block in bucket.blocks]
+        if not any(with_grad):
+            return
+        counts = [int(self.counts[self.place[block.param]]) for block in bucket.blocks]
+        g = bucket.gather()
+        device, dtype = g.device, g.dtype
+        ok = g.flatten(1).abs().amax(1) <= LARGEST[dtype]  # False for NaN
+        if not all(with_grad):
+            ok &= torch.tensor(with_grad, device=device)
+        g = torch.where(_per_block(ok, g), g, 0.0)
+        step = torch.tensor(counts, dtype=torch.float64).clamp_(min=1)
+        on = ok.to(dtype)
+        _update_statistics(bucket, g, group["betas"][1], on)
+        m = _filtered(bucket, g, group["betas"][0], step, on)
+        graft = _graft(bucket, g, m, group, step, on)
+        self._refresh(bucket, group, counts, step, with_grad)
+        direction = _preconditioned(bucket, m, graft, group)
+        direction = torch.where(_per_block(ok, direction), direction, 0.0)
+        if group["momentum"]:
+            buffer = bucket.stacks["momentum_buffer"]
+            kept = 1 + (group["momentum"] - 1) * on  # a block that is skipped keeps its buffer
+            buffer.mul_(_per_block(kept, buffer)).add_(direction)
+            moved = direction.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
+            direction = torch.where(_per_block(ok, moved), moved, 0.0)
+        bucket.scatter(direction, float(group["lr"]), with_grad)
+
+    def _refresh(self, bucket: Bucket, group: dict, counts: list[int], step: Tensor, with_grad: list[bool]) -> None:
+        """New roots for the blocks whose turn it is; one that fails keeps its previous root."""
+        due = bucket.due(counts, group["precondition_frequency"], group["grafting"] == "none")
+        due = [i for i in due if with_grad[i]]
+        if not due or not bucket.sides:
+            return
+        stacks = bucket.stacks
+        whole = len(due) == len(counts)
+        index = slice(None) if whole else torch.tensor(due, device=stacks["refreshed"].device)
+        p = group["exponent"] or 2 * order_of(bucket.kinds)
+        beta2 = group["betas"][1]
+        correction = (1 - beta2**step if beta2 < 1 else torch.ones_like(step))[due]
+        good = None
+        for i in bucket.sides:
+            statistic, root = stacks[f"statistic.{i}"][index], stacks[f"root.{i}"]
+            corrected = statistic / _per_block(correction.to(statistic), statistic)
+            options = {"ridge": group["ridge"], "absolute": group["absolute_ridge"]}
+            previous = root[index]
+            if bucket.kinds[i] == FULL:
+                found, status = inverse_root(
+                    corrected, p, tol=group["tol"], previous=previous, return_status=True, **options
+                )
+                ok = status.ok
+            else:
+                found, ok = _diagonal_root(corrected, p, previous, **options)
+            root[index] = found
+            good = ok if good is None else good & ok
+        now = step[due].to(stacks["refreshed"])
+        stacks["refreshed"][index] = torch.where(good, now, stacks["refreshed"][index])
+
+
+def _per_block(x: Tensor, like: Tensor) -> Tensor:
+    """(blocks,) shaped to broadcast against (blocks, ...)."""
+    return x.view(-1, *(1,) * (like.dim() - 1))
+
+
+def _update_statistics(bucket: Bucket, g: Tensor, beta2: float, on: Tensor) -> None:
+    """L <- b2 L + (1 - b2) G G^T along every side; blocks that are skipped have g = 0 and a weight of 0."""
+    verbs = _verbs(g)
+    for i in bucket.sides:
+        unfolded = g.movedim(1 + i, 1).reshape(len(g), g.shape[1 + i], -1)
+        new = verbs.gram(unfolded) if bucket.kinds[i] == FULL else unfolded.square().sum(-1)
+        statistic = bucket.stacks[f"statistic.{i}"]
+        if beta2 == 1:
+            statistic.add_(new)
+        else:
+            statistic.lerp_(new, _per_block((1 - beta2) * on, new))
+
+
+def _verbs(g: Tensor):
+    if not g.is_cuda or g.dtype == torch.float64:
+        return TorchVerbs()
+    from steepest.matrix.triton_verbs import TritonVerbs
+
+    return TritonVerbs("tf32x3")
+
+
+def _filtered(bucket: Bucket, g: Tensor, beta1: float, step: Tensor, on: Tensor) -> Tensor:
+    """M / (1 - b1^t)."""
+    if not beta1:
+        return g
+    m = bucket.stacks["exp_avg"].lerp_(g, _per_block((1 - beta1) * on, g))
+    return m / _per_block((1 - beta1**step).to(m), m)
+
+
+def _graft(bucket: Bucket, g: Tensor, m: Tensor, group: dict, step: Tensor, on: Tensor) -> Tensor:
+    """The step whose length, block by block, the preconditioned step gets."""
+    kind, beta = group["grafting"], group["grafting_beta"]
+    if kind in ("none", "sgd"):
+        return m
+    v = bucket.stacks["graft_sq"]
+    if kind == "adagrad":
+        v.addcmul_(g, g)
+    else:
+        v.lerp_(g.square(), _per_block((1 - beta) * on, g))
+    if kind == "adam":
+        v = v / _per_block((1 - beta**step).to(v), v)
+    return m / (v.sqrt() + group["grafting_eps"])
+
+
+def _preconditioned(bucket: Bucket, m: Tensor, graft: Tensor, group: dict) -> Tensor:
+    """M multiplied by its roots, as long as the graft; the graft itself where there is no root yet."""
+    direction = m
+    for i in bucket.sides:
+        root = bucket.stacks[f"root.{i}"]
+        moved = direction.movedim(1 + i, 1)
+        if bucket.kinds[i] == DIAGONAL:
+            changed = moved * root.view(*root.shape, *(1,) * (moved.dim() - 2))
+        elif m.dim() == 3 and i == 1:
+            direction = torch.bmm(direction, root)  # the root is symmetric
+            continue
+        else:
+            changed = torch.bmm(root, moved.reshape(*moved.shape[:2], -1)).view(moved.shape)
+        direction = changed.movedim(1, 1 + i)
+    if group["grafting"] == "none":
+        return direction
+    tiny = torch.finfo(m.dtype).tiny
+    ratio = torch.linalg.vector_norm(graft.flatten(1), dim=1)
+    ratio = ratio / torch.linalg.vector_norm(direction.flatten(1), dim=1).clamp(min=tiny)
+    ready = bucket.stacks["refreshed"] > 0
+    return torch.where(_per_block(ready, m), direction * _per_block(ratio, m), graft)
+
+
+def _diagonal_root(d: Tensor, p: int, previous: Tensor, *, ridge: float, absolute: bool) -> tuple[Tensor, Tensor]:
+    """(d + ridge lambda)^(-1/p) for the diagonals d (blocks, n), lambda the largest element, 1 for zeros."""
+    largest = d.amax(1, keepdim=True)
+    shifted = d + (ridge if absolute else ridge * largest.where(largest != 0, 1))
+    root = shifted ** (-1 / p)
+    ok = torch.isfinite(root).all(1)
+    return torch.where(ok[:, None], root, previous), ok
