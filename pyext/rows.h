@@ -69,6 +69,7 @@ class StateRows {
     void take(const View &view);
   };
   void prefetch(int64_t row) const;
+  void prefetch_all() const;
   Mismatch gather_row(const TensorReader &reader, int64_t row);
   const char *add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
   Mismatch gather_states(const TensorReader &reader, int64_t row);

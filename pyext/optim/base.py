@@ -48,11 +48,14 @@ class GroupRule:
         return 0
 
 
+NO_SCALARS = (None, None, None)
+
+
 class Table:
     """Rows of one kernel call, with their states and step counters."""
 
     def __init__(self, kind: GroupRule, rule: Rule, rows: list[tuple[int, dict, Tensor]], state: dict):
-        self.kind, self.rule = kind, rule
+        self.kind, self.rule, self.plain = kind, rule, Call(rule)
         self.names = kind.keys(rule)
         self.params = [p for _, _, p in rows]
         self.entries = [state[p] for p in self.params]
@@ -126,7 +129,7 @@ class Table:
     def run(self, hyper: dict[int, tuple], scalars: tuple[Tensor | None, ...]) -> None:
         """The step that `prepare` made ready; counters advance only when it has succeeded."""
         rows, index = self._hyper_rows(hyper)
-        call = Call(self.rule, *scalars).on(self.device)
+        call = self.plain if scalars == NO_SCALARS else Call(self.rule, *scalars).on(self.device)
         if self.lists is None:
             lib.step_states(reader, self.rows, call.native(rows, index))
         else:

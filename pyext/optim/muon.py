@@ -11,7 +11,7 @@ from torch import Tensor
 from steepest import check
 from steepest.matrix.polar import plan, polar
 from steepest.optim.adamw import AdamW
-from steepest.optim.base import FusedOptimizer, run_closure
+from steepest.optim.base import NO_SCALARS, FusedOptimizer, run_closure
 from steepest.optim.options import shared_defaults
 from steepest.optim.split import Assignment, assign
 
@@ -152,7 +152,7 @@ class Muon(FusedOptimizer):
                 self._check_group(number, group)
                 _check_gradients(number, group)
         for table in self._prepared_tables(AdamW.kind, others, rules):
-            table.run(numbers, (None, None, None))
+            table.run(numbers, NO_SCALARS)
         for group in matrices:
             self._step_matrices(group)
         return loss
