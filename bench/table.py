@@ -195,7 +195,7 @@ def ops_table() -> str:
 
     lines = ["| op | " + " | ".join(COLUMNS) + " | dtypes | cases |", "|---|" + "---|" * (len(COLUMNS) + 2)]
     for op in registered_ops().values():
-        names = {backend.name for backend in op.backends()}
+        names = {backend.name for backend in op.backends() if backend.exists}
         marks = ["yes" if column in names else "–" for column in COLUMNS]
         dtypes = [d for d in ("float32", "bfloat16", "float16") if any(d in case.dtypes for case in op.cases)]
         lines.append(f"| `{op.name}` | " + " | ".join(marks) + f" | {', '.join(dtypes)} | {len(op.cases)} |")

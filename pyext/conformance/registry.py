@@ -61,6 +61,7 @@ class Backend:
     available: Callable[[], str] = str  # "" when usable, else the reason why not
     exact: bool = True  # equal to the float32 reference bit for bit, where the op promises that
     note: str = ""
+    exists: bool = True  # False: there is no such kernel on any machine, and `available` says so
 
 
 @dataclass

@@ -113,8 +113,8 @@ OP = register(
         backends=lambda: (
             Backend("reference", reference.normed_descent_, exact=False),
             Backend("cpu", public, exact=False),
-            Backend("triton-interpreted", public, available=no_triton),
-            Backend("triton", public, "cuda", no_triton),
+            Backend("triton-interpreted", public, available=no_triton, exists=False),
+            Backend("triton", public, "cuda", no_triton, exists=False),
             Backend("cuda", public, "cuda", native_cuda_missing, exact=False),
         ),
         build=build,

@@ -316,8 +316,8 @@ def _register(rule: str) -> None:
             backends=lambda: (
                 Backend("reference", getattr(reference, f"{rule}_"), exact=False),
                 Backend("cpu", through("cpu")),
-                Backend("triton-interpreted", through("triton"), available=lambda: no_triton),
-                Backend("triton", through("triton"), "cuda", lambda: no_triton),
+                Backend("triton-interpreted", through("triton"), available=lambda: no_triton, exists=False),
+                Backend("triton", through("triton"), "cuda", lambda: no_triton, exists=False),
                 Backend("cuda", through("cuda"), "cuda", native_cuda_missing),
             ),
             build=build,
