@@ -23,7 +23,7 @@ from steepest.schedules import Schedule, named
 
 ROOT = Path(__file__).parents[2]
 
-TINY = "2000x16 or 1x1K or 128x128"
+TINY = "bench_adamw[cpu-2000x16 or 1x1K or bench_polar[cpu-128x128"
 
 
 def run(*command, **environment) -> subprocess.CompletedProcess:

@@ -21,6 +21,7 @@ import torch
 
 from steepest import reference
 from steepest.conformance.backends import native_cuda_missing
+from steepest.conformance.memory import Guarded
 from steepest.conformance.registry import Backend, Case, Figure, Op, Problem, register
 from steepest.matrix.polar import plan
 from steepest.reference.normed_descent import as_matrix, direction
@@ -54,8 +55,12 @@ def build(case: NormCase, dtype: torch.dtype, seed: int, device: str = "cpu") ->
     generator = torch.Generator().manual_seed(seed)
     params, grads = ([torch.randn(shape, generator=generator).to(dtype) for shape in case.shapes] for _ in range(2))
     grads = [torch.zeros_like(g) for g in grads] if case.zero else grads
-    tensors = {"params": [p.to(device) for p in params], "grads": [g.to(device) for g in grads]}
-    return Problem(case, dtype, tensors, {"params": [p.clone() for p in params], "grads": grads})
+    placed = {
+        name: [Guarded(x, device=device) for x in lists] for name, lists in (("params", params), ("grads", grads))
+    }
+    tensors = {name: [g.view for g in guards] for name, guards in placed.items()}
+    guards = [*placed["params"], *placed["grads"]]
+    return Problem(case, dtype, tensors, {"params": params, "grads": grads}, guards)
 
 
 def run(function, problem: Problem) -> dict[str, torch.Tensor]:
