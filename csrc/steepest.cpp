@@ -20,6 +20,7 @@ const char *dtype_name(int32_t dtype) {
     case STEEPEST_FLOAT32: return "float32";
     case STEEPEST_BFLOAT16: return "bfloat16";
     case STEEPEST_FLOAT16: return "float16";
+    case STEEPEST_BLOCK8: return "8-bit block";
   }
   return "unknown";
 }
@@ -69,30 +70,63 @@ steepest_status check_hyper(const char *op, const steepest_hyper &h, int64_t row
     const char *name;
     double value;
   } positive[] = {{"lr", h.lr},   {"weight_decay", h.weight_decay}, {"l1", h.l1},
-                  {"eps", h.eps}, {"momentum", h.momentum},         {"lr_decay", h.lr_decay}},
+                  {"eps", h.eps}, {"momentum", h.momentum},         {"lr_decay", h.lr_decay},
+                  {"noise_eta", h.noise_eta}, {"noise_gamma", h.noise_gamma}},
     below_one[] = {{"beta1", h.beta1}, {"beta2", h.beta2}};
   for (const auto &[name, value] : positive)
     STEEPEST_REQUIRE(value >= 0, "%s: hyper[%lld].%s is %g, expected >= 0", op, k, name, value);
   for (const auto &[name, value] : below_one)
     STEEPEST_REQUIRE(value >= 0 && value < 1, "%s: hyper[%lld].%s is %g, expected in [0, 1)", op, k, name, value);
   STEEPEST_REQUIRE(h.alpha >= 0 && h.alpha <= 1, "%s: hyper[%lld].alpha is %g, expected in [0, 1]", op, k, h.alpha);
+  STEEPEST_REQUIRE(h.average_decay >= 0 && h.average_decay <= 1,
+                   "%s: hyper[%lld].average_decay is %g, expected in [0, 1]", op, k, h.average_decay);
   STEEPEST_REQUIRE(h.dampening == h.dampening, "%s: hyper[%lld].dampening is NaN", op, k);
   STEEPEST_REQUIRE(h.step >= 1, "%s: hyper[%lld].step is %lld, expected >= 1 (the first step is 1)", op, k,
                    static_cast<long long>(h.step));
   return STEEPEST_OK;
 }
 
-// NULL, or an address that no element of that type can have (a GPU would fault on it).
-steepest_status check_address(const char *op, const char *role, long long row, const void *address, int32_t dtype) {
-  const uintptr_t size = dtype == STEEPEST_FLOAT32 ? 4 : 2;
+// NULL, or an address that no element of that size can have (a GPU would fault on it).
+steepest_status check_address(const char *op, const char *role, long long row, const void *address, int size) {
   STEEPEST_REQUIRE(address, "%s: %s[%lld] is NULL", op, role, row);
-  STEEPEST_REQUIRE(reinterpret_cast<uintptr_t>(address) % size == 0,
-                   "%s: %s[%lld] is at %p, expected a multiple of %d bytes", op, role, row, address,
-                   static_cast<int>(size));
+  STEEPEST_REQUIRE(reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(size) == 0,
+                   "%s: %s[%lld] is at %p, expected a multiple of %d bytes", op, role, row, address, size);
   return STEEPEST_OK;
 }
 
+int size_of(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : dtype == STEEPEST_BLOCK8 ? 1 : 2; }
+
+// A list of addresses that a call has, and how large its elements are.
+struct Role {
+  const char *name;
+  const void *const *addresses;
+  int size;
+};
+
+// The lists of a call.
+struct Roles {
+  std::array<Role, 2 + 2 * STEEPEST_MAX_STATES + 4> list;
+  int count = 0;
+  void add(const char *name, const void *const *addresses, int size) { list[count++] = {name, addresses, size}; }
+};
+
+Roles roles_of(const steepest_step_args &a, const RuleFacts &rule) {
+  Roles roles;
+  roles.add("params", a.params, size_of(a.param_dtype));
+  roles.add("grads", a.grads, size_of(a.grad_dtype));
+  for (int k = 0; k < STEEPEST_MAX_STATES && rule.states[k]; ++k) {
+    roles.add(rule.states[k], a.states[k], size_of(a.state_dtype));
+    if (a.state_dtype == STEEPEST_BLOCK8) roles.add("state_exponents", a.state_exponents[k], 1);
+  }
+  if (a.masters) roles.add("masters", a.masters, 4);
+  if (a.residuals) roles.add("residuals", a.residuals, a.residual_bits / 8);
+  if (a.sources) roles.add("sources", a.sources, size_of(a.param_dtype));
+  if (a.averages) roles.add("averages", a.averages, 4);
+  return roles;
+}
+
 steepest_status check_tensors(const char *op, const steepest_step_args &a, const RuleFacts &rule) {
+  const Roles roles = roles_of(a, rule);
   for (int64_t i = 0; i < a.num_tensors; ++i) {
     const long long k = i;
     STEEPEST_REQUIRE(a.numel[i] >= 0, "%s: numel[%lld] is %lld, expected >= 0", op, k,
@@ -102,12 +136,32 @@ steepest_status check_tensors(const char *op, const steepest_step_args &a, const
                        "%s: hyper_index[%lld] is %d, expected in [0, %lld)", op, k, a.hyper_index[i],
                        static_cast<long long>(a.num_hyper));
     if (a.numel[i] == 0) continue;
-    if (const steepest_status status = check_address(op, "params", k, a.params[i], a.param_dtype)) return status;
-    if (const steepest_status status = check_address(op, "grads", k, a.grads[i], a.grad_dtype)) return status;
-    for (int state = 0; state < STEEPEST_MAX_STATES && rule.states[state]; ++state)
-      if (const steepest_status status = check_address(op, rule.states[state], k, a.states[state][i], a.state_dtype))
-        return status;
+    for (int r = 0; r < roles.count; ++r) {
+      const auto &[name, addresses, size] = roles.list[r];
+      if (const steepest_status status = check_address(op, name, k, addresses[i], size)) return status;
+    }
   }
+  return STEEPEST_OK;
+}
+
+// How parameters and states are kept.
+steepest_status check_storage(const char *op, const steepest_step_args &a) {
+  STEEPEST_REQUIRE(!a.masters || a.param_dtype != STEEPEST_FLOAT32, "%s: masters are for 16-bit params, not float32", op);
+  STEEPEST_REQUIRE(!a.masters || (!a.residuals && !a.sources),
+                   "%s: masters hold the parameters by themselves, expected no residuals and no sources with them", op);
+  STEEPEST_REQUIRE(!a.residuals || a.param_dtype == STEEPEST_BFLOAT16, "%s: residuals are for bfloat16 params, not %s", op,
+                   dtype_name(a.param_dtype));
+  STEEPEST_REQUIRE(!a.residuals || a.residual_bits == 8 || a.residual_bits == 16,
+                   "%s: residual_bits is %d, expected 8 or 16", op, a.residual_bits);
+  STEEPEST_REQUIRE(a.rounding == STEEPEST_NEAREST || a.rounding == STEEPEST_STOCHASTIC,
+                   "%s: rounding is %d, expected STEEPEST_NEAREST (0) or STEEPEST_STOCHASTIC (1)", op, a.rounding);
+  STEEPEST_REQUIRE(a.rounding == STEEPEST_NEAREST ||
+                       (a.param_dtype != STEEPEST_FLOAT16 && a.state_dtype != STEEPEST_FLOAT16),
+                   "%s: stochastic rounding is to bfloat16, found float16 tensors", op);
+  bool draws = a.rounding == STEEPEST_STOCHASTIC || a.state_dtype == STEEPEST_BLOCK8;
+  for (int64_t i = 0; i < a.num_hyper; ++i) draws = draws || a.hyper[i].noise_eta > 0;
+  STEEPEST_REQUIRE(a.num_tensors == 0 || !draws || a.first_index,
+                   "%s: first_index is NULL, but noise, stochastic rounding or 8-bit states need it", op);
   return STEEPEST_OK;
 }
 
@@ -127,8 +181,9 @@ steepest_status check_args(const char *op, const steepest_step_args *args) {
   STEEPEST_REQUIRE(a.num_tensors == 0 || (a.numel && a.params && a.grads),
                    "%s: numel, params and grads must not be NULL", op);
   for (int state = 0; state < STEEPEST_MAX_STATES && rule.states[state]; ++state)
-    STEEPEST_REQUIRE(a.num_tensors == 0 || a.states[state], "%s: states[%d], the %s of %s, is NULL", op, state,
-                     rule.states[state], rule.name);
+    STEEPEST_REQUIRE(a.num_tensors == 0 || (a.states[state] &&
+                                            (a.state_dtype != STEEPEST_BLOCK8 || a.state_exponents[state])),
+                     "%s: states[%d], the %s of %s, or its exponents are NULL", op, state, rule.states[state], rule.name);
   STEEPEST_REQUIRE(a.clip_value >= 0, "%s: clip_value is %g, expected >= 0 (0: none)", op, a.clip_value);
   STEEPEST_REQUIRE(a.num_hyper >= 1 && a.num_hyper <= INT32_MAX && a.hyper,
                    "%s: hyper has %lld rows at %p, expected at least 1", op, static_cast<long long>(a.num_hyper),
@@ -136,11 +191,12 @@ steepest_status check_args(const char *op, const steepest_step_args *args) {
   const int32_t dtypes[3] = {a.param_dtype, a.grad_dtype, a.state_dtype};
   const char *const roles[3] = {"param_dtype", "grad_dtype", "state_dtype"};
   for (int i = 0; i < 3; ++i)
-    STEEPEST_REQUIRE(dtypes[i] >= STEEPEST_FLOAT32 && dtypes[i] <= STEEPEST_FLOAT16,
-                     "%s: %s is %d, expected STEEPEST_FLOAT32 (0), STEEPEST_BFLOAT16 (1) or STEEPEST_FLOAT16 (2)", op,
-                     roles[i], dtypes[i]);
+    STEEPEST_REQUIRE(dtypes[i] >= STEEPEST_FLOAT32 && dtypes[i] <= (i == 2 ? STEEPEST_BLOCK8 : STEEPEST_FLOAT16),
+                     "%s: %s is %d, expected STEEPEST_FLOAT32 (0), STEEPEST_BFLOAT16 (1), STEEPEST_FLOAT16 (2)%s", op,
+                     roles[i], dtypes[i], i == 2 ? " or STEEPEST_BLOCK8 (3)" : "");
   for (int64_t i = 0; i < a.num_hyper; ++i)
     if (const steepest_status status = check_hyper(op, a.hyper[i], i)) return status;
+  if (const steepest_status status = check_storage(op, a)) return status;
   return check_tensors(op, a, rule);
 }
 
@@ -152,15 +208,13 @@ steepest_status check_step(const char *op, const steepest_exec *exec, const stee
   if (exec->device == STEEPEST_CUDA && !cuda::supports(*args))
     return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: no CUDA kernel for %s parameters, %s gradients, %s states", op,
                 dtype_name(args->param_dtype), dtype_name(args->grad_dtype), dtype_name(args->state_dtype));
-#else
-  (void)dtype_name;
 #endif
   return STEEPEST_OK;
 }
 
 uint64_t workspace_bytes(const steepest_step_args &args) {
   return with_rule(args.rule, args.flags, [&](auto rule) {
-    return static_cast<uint64_t>(args.num_hyper) * sizeof(typename decltype(rule)::Scalars);
+    return static_cast<uint64_t>(args.num_hyper) * (sizeof(typename decltype(rule)::Scalars) + sizeof(Extras));
   });
 }
 
@@ -183,7 +237,7 @@ steepest_status check_survey(const char *op, const steepest_exec *exec, const st
     STEEPEST_REQUIRE(a.numel[i] >= 0, "%s: numel[%lld] is %lld, expected >= 0", op, k,
                      static_cast<long long>(a.numel[i]));
     if (a.numel[i] == 0) continue;
-    if (const steepest_status status = check_address(op, "tensors", k, a.tensors[i], a.dtype)) return status;
+    if (const steepest_status status = check_address(op, "tensors", k, a.tensors[i], size_of(a.dtype))) return status;
   }
   return STEEPEST_OK;
 }
@@ -226,11 +280,14 @@ steepest_status steepest_step(const steepest_exec *exec, const steepest_step_arg
   if (!workspace || available < needed)
     return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
                 static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
+  Extras *extras = nullptr;
   with_rule(args->rule, args->flags, [&](auto rule) {
     auto *scalars = static_cast<typename decltype(rule)::Scalars *>(workspace);
     for (int64_t i = 0; i < args->num_hyper; ++i) scalars[i] = rule.scalars(args->hyper[i], args->flags);
+    extras = reinterpret_cast<Extras *>(scalars + args->num_hyper);
   });
-  const StepCall call{exec, args, workspace};
+  for (int64_t i = 0; i < args->num_hyper; ++i) extras[i] = extras_of(args->hyper[i], args->seed);
+  const StepCall call{exec, args, workspace, extras};
 #if STEEPEST_WITH_CUDA
   if (exec->device == STEEPEST_CUDA) return cuda::step(call);
 #endif

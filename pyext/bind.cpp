@@ -24,7 +24,7 @@ namespace {
 }
 
 // The fields of steepest_hyper in their order, and the step.
-using Hyper = std::pair<std::array<double, 10>, int64_t>;
+using Hyper = std::pair<std::array<double, 13>, int64_t>;
 
 // What a call states besides its tensors.
 struct Step {
@@ -34,6 +34,10 @@ struct Step {
   std::optional<std::vector<int32_t>> index;
   double clip_value;
   uintptr_t grad_scale, clip_coefficient, found_inf;  // addresses, 0 for none
+  std::vector<Kind> kinds;                            // of the lists after the states
+  bool stochastic;
+  uint64_t seed;
+  std::optional<std::vector<int64_t>> first_index;
   int num_threads;
 };
 
@@ -49,18 +53,58 @@ py::object reject(const Mismatch &mismatch) { return py::make_tuple(mismatch.rea
 
 enum Role { kParam, kGrad, kFirstState };
 
-Mismatch check_states(const Rows &rows) {
-  for (int role = kFirstState + 1; role < static_cast<int>(rows.address.size()); ++role)
+// The types that lists of a call may have; what the C library asks beyond that, it says itself.
+Mismatch check_types(const Rows &rows, const std::vector<Kind> &kinds) {
+  const int num_roles = static_cast<int>(rows.address.size()), first_kind = num_roles - static_cast<int>(kinds.size());
+  const bool block8 = !kinds.empty() && kinds.back() == Kind::kExponents;
+  if (rows.dtype[kParam] > STEEPEST_FLOAT16) return {"dtype", kParam, 0};
+  if (rows.dtype[kGrad] > STEEPEST_FLOAT16) return {"dtype", kGrad, 0};
+  for (int role = kFirstState; role < first_kind; ++role) {
     if (rows.dtype[role] != rows.dtype[kFirstState]) return {"state dtype", role, 0};
+    if ((rows.dtype[role] == STEEPEST_BLOCK8) != block8 || rows.dtype[role] > STEEPEST_BLOCK8) return {"dtype", role, 0};
+  }
+  for (int role = first_kind; role < num_roles; ++role) {
+    const int32_t dtype = rows.dtype[role];
+    bool right = false;
+    switch (kinds[role - first_kind]) {
+      case Kind::kMasters:
+      case Kind::kAverages: right = dtype == STEEPEST_FLOAT32; break;
+      case Kind::kResiduals: right = dtype == kResidual8 || dtype == kResidual16; break;
+      case Kind::kSources: right = dtype == rows.dtype[kParam]; break;
+      case Kind::kExponents: right = dtype == STEEPEST_BLOCK8; break;
+    }
+    if (!right) return {"dtype", role, 0};
+  }
   if (rows.device.type != kDLCPU && rows.device.type != kDLCUDA) return {"device", kParam, 0};
   return {};
 }
 
-// Steps over rows that check_states and an OverlapGuard have approved.
+// The lists after the states, where the C library wants them.
+void set_kinds(steepest_step_args &args, const Rows &rows, const std::vector<Kind> &kinds, int first) {
+  int exponents = 0;
+  for (size_t i = 0; i < kinds.size(); ++i) {
+    const int role = first + static_cast<int>(i);
+    void *const *addresses = rows.address[role].data();
+    switch (kinds[i]) {
+      case Kind::kMasters: args.masters = addresses; break;
+      case Kind::kResiduals:
+        args.residuals = addresses;
+        args.residual_bits = rows.dtype[role] == kResidual8 ? 8 : 16;
+        break;
+      case Kind::kSources: args.sources = addresses; break;
+      case Kind::kAverages: args.averages = addresses; break;
+      case Kind::kExponents: args.state_exponents[exponents++] = addresses; break;
+    }
+  }
+}
+
+// Steps over rows that check_types and an OverlapGuard have approved.
 void step(const TensorReader &reader, const Rows &rows, const Step &call) {
   if (call.index && call.index->size() != rows.numel.size())
     throw py::value_error("step: hyper_index and the lists of tensors differ in length");
-  const int num_states = static_cast<int>(rows.address.size()) - kFirstState;
+  if (call.first_index && call.first_index->size() != rows.numel.size())
+    throw py::value_error("step: first_index and the lists of tensors differ in length");
+  const int num_states = static_cast<int>(rows.address.size() - call.kinds.size()) - kFirstState;
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
   exec.device = rows.device.type == kDLCUDA ? STEEPEST_CUDA : STEEPEST_CPU;
@@ -86,6 +130,10 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call) {
   args.clip_coefficient = reinterpret_cast<const float *>(call.clip_coefficient);
   args.found_inf = reinterpret_cast<const float *>(call.found_inf);
   args.clip_value = call.clip_value;
+  set_kinds(args, rows, call.kinds, kFirstState + num_states);
+  args.rounding = call.stochastic ? STEEPEST_STOCHASTIC : STEEPEST_NEAREST;
+  args.seed = call.seed;
+  args.first_index = call.first_index ? call.first_index->data() : nullptr;
 
   uint64_t bytes = 0;
   if (const steepest_status status = steepest_step_workspace_size(&exec, &args, &bytes)) raise(status);
@@ -101,12 +149,13 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call) {
 
 // Checks that no memory is shared, then steps and returns None; or returns (reason, role, row), nothing changed.
 py::object step_lists(const TensorReader &reader, const std::vector<py::list> &roles, const Step &call) {
-  if (roles.size() < kFirstState || roles.size() > kFirstState + STEEPEST_MAX_STATES)
+  const size_t most = kFirstState + STEEPEST_MAX_STATES + call.kinds.size();
+  if (roles.size() < kFirstState + call.kinds.size() || roles.size() > most)
     throw py::value_error("step: expected parameters, gradients and at most 3 lists of states");
   Rows rows;
   OverlapGuard guard;
-  if (const Mismatch mismatch = rows.gather(reader, roles)) return reject(mismatch);
-  if (const Mismatch mismatch = check_states(rows)) return reject(mismatch);
+  if (const Mismatch mismatch = rows.gather(reader, roles, call.kinds)) return reject(mismatch);
+  if (const Mismatch mismatch = check_types(rows, call.kinds)) return reject(mismatch);
   if (const Mismatch mismatch = guard.check(rows, kGrad)) return reject(mismatch);
   step(reader, rows, call);
   return py::none();
@@ -116,7 +165,7 @@ py::object step_lists(const TensorReader &reader, const std::vector<py::list> &r
 py::object gather(const TensorReader &reader, OverlapGuard &guard, StateRows &states,
                   const std::vector<int64_t> &open) {
   if (const Mismatch mismatch = states.gather(reader, open)) return reject(mismatch);
-  if (const Mismatch mismatch = check_states(states.rows())) return reject(mismatch);
+  if (const Mismatch mismatch = check_types(states.rows(), states.kinds())) return reject(mismatch);
   if (const Mismatch mismatch = guard.check(states.rows(), kGrad)) return reject(mismatch);
   return py::none();
 }
@@ -151,8 +200,9 @@ py::tuple survey_role(const Rows &rows, int role, double q, double scale, int nu
 // Of a list of tensors of one dtype; or the reason why the list is not plain.
 py::object survey(const TensorReader &reader, const py::list &tensors, double q, double scale, int num_threads) {
   Rows rows;
-  if (const Mismatch mismatch = rows.gather(reader, {tensors})) return reject(mismatch);
+  if (const Mismatch mismatch = rows.gather(reader, {tensors}, {})) return reject(mismatch);
   if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
+  if (rows.dtype[0] > STEEPEST_FLOAT16) return reject({"dtype", 0, 0});
   return survey_role(rows, 0, q, scale, num_threads);
 }
 
@@ -238,16 +288,26 @@ PYBIND11_MODULE(_C, m) {
       .def_property("fast", &TensorReader::fast, &TensorReader::use_fast);
   py::class_<OverlapGuard>(m, "OverlapGuard").def(py::init<>());
   m.def("build_info", [] { return std::string(steepest_build_info()); });
-  py::class_<StateRows>(m, "StateRows").def(py::init<py::list, py::list, const std::vector<std::string> &>());
+  py::enum_<Kind>(m, "Kind")
+      .value("MASTERS", Kind::kMasters)
+      .value("RESIDUALS", Kind::kResiduals)
+      .value("SOURCES", Kind::kSources)
+      .value("AVERAGES", Kind::kAverages)
+      .value("EXPONENTS", Kind::kExponents);
+  py::class_<StateRows>(m, "StateRows")
+      .def(py::init<py::list, py::list, const std::vector<std::string> &, std::vector<Kind>>());
   py::class_<Step>(m, "Step")
       .def(py::init([](int32_t rule, uint32_t flags, const std::vector<Hyper> &hyper,
                        std::optional<std::vector<int32_t>> index, double clip_value, uintptr_t grad_scale,
-                       uintptr_t clip_coefficient, uintptr_t found_inf, int num_threads) {
-             return Step{rule,       flags,      hyper_rows(hyper), std::move(index), clip_value,
-                         grad_scale, clip_coefficient, found_inf,   num_threads};
+                       uintptr_t clip_coefficient, uintptr_t found_inf, std::vector<Kind> kinds, bool stochastic,
+                       uint64_t seed, std::optional<std::vector<int64_t>> first_index, int num_threads) {
+             return Step{rule,       flags,            hyper_rows(hyper), std::move(index), clip_value,
+                         grad_scale, clip_coefficient, found_inf,         std::move(kinds), stochastic,
+                         seed,       std::move(first_index), num_threads};
            }),
            py::kw_only(), py::arg("rule"), py::arg("flags"), py::arg("hyper"), py::arg("index"), py::arg("clip_value"),
-           py::arg("grad_scale"), py::arg("clip_coefficient"), py::arg("found_inf"), py::arg("num_threads"));
+           py::arg("grad_scale"), py::arg("clip_coefficient"), py::arg("found_inf"), py::arg("kinds"),
+           py::arg("stochastic"), py::arg("seed"), py::arg("first_index"), py::arg("num_threads"));
   m.def("step", &step_lists, py::arg("reader"), py::arg("roles"), py::arg("call"));
   m.def("gather", &gather, py::arg("reader"), py::arg("guard"), py::arg("states"), py::arg("open"));
   m.def(

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steepest import layout
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,23 +46,43 @@ def tensor_lists(op: str, names: Sequence[str], roles: Sequence[Sequence[Tensor]
             raise ValueError(f"{op}: {name} has {len(role)} tensors, {names[0]} has {len(roles[0])}")
 
 
-def rows(op: str, names: Sequence[str], roles: Sequence[Sequence[Tensor]], written: Sequence[str]) -> None:
-    """Every row: plain strided tensors of one shape on one device, in supported dtypes, none overlapping itself."""
+def rows(
+    op: str, names: Sequence[str], roles: Sequence[Sequence[Tensor]], written: Sequence[str], dtypes=lambda name: DTYPES
+) -> None:
+    """Every row: plain strided tensors of one shape on one device, in supported dtypes, none overlapping itself.
+
+    `dtypes(name)` says what tensors of a list may be.  Exponents of 8-bit states have a shape of their own, and such
+    states must lie in memory as their parameter does: their blocks are cut in that order.
+    """
     for i in range(len(roles[0])):
         first = None
         for name, role in zip(names, roles):
             tensor = role[i]
             where = f"{op}: {name}[{i}]"
-            one(where, tensor, written=name in written)
+            one(where, tensor, written=name in written, dtypes=dtypes(name))
             if first is None:
                 first = tensor
+            elif name.endswith("_exponents"):
+                blocks = -(-first.numel() // 128)
+                if tuple(tensor.shape) != (blocks,) or not tensor.is_contiguous():
+                    raise ValueError(
+                        f"{where} has shape {tuple(tensor.shape)} and strides {tensor.stride()}, expected ({blocks},): "
+                        f"one per 128 elements of {names[0]}[{i}]"
+                    )
             elif tensor.shape != first.shape:
                 raise ValueError(f"{where} has shape {tuple(tensor.shape)}, {names[0]}[{i}] has {tuple(first.shape)}")
-            elif tensor.device != first.device:
+            if tensor.device != first.device:
                 raise ValueError(f"{where} is on {tensor.device}, {names[0]}[{i}] is on {first.device}")
+            if name == "sources" and tensor.dtype != first.dtype:
+                raise TypeError(f"{where} has dtype {tensor.dtype}, {names[0]}[{i}] has {first.dtype}")
+            if tensor.dtype == torch.uint8 and not name.endswith("_exponents") and not layout.follows(tensor, first):
+                raise ValueError(
+                    f"{where} has strides {tensor.stride()}, {names[0]}[{i}] has {first.stride()}: 8-bit states must "
+                    "lie in memory as their parameter does, because their blocks were cut in that order"
+                )
 
 
-def one(where: str, tensor, *, written: bool) -> None:
+def one(where: str, tensor, *, written: bool, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
     """A plain strided tensor in a supported dtype on a supported device; a written one must not overlap itself."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{where} is {type(tensor).__name__}, expected a torch.Tensor")
@@ -73,10 +95,25 @@ def one(where: str, tensor, *, written: bool) -> None:
         )
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{where} is on {tensor.device}; supported: cpu, cuda")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{where} has dtype {tensor.dtype}; supported: float32, bfloat16, float16")
+    if tensor.dtype not in dtypes:
+        supported = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{where} has dtype {tensor.dtype}; supported: {supported}")
     if written and any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride())):
         raise ValueError(f"{where} is an expanded view (strides {tensor.stride()}): its elements share memory")
+
+
+def storage(op: str, names: Sequence[str], row: Sequence[Tensor], kept) -> None:
+    """What a storage.Storage asks of the dtypes of one row."""
+    found = dict(zip(names, (tensor.dtype for tensor in row)))
+    param = found["params"]
+    if "masters" in kept.lists and param == torch.float32:
+        raise TypeError(f"{op}: masters are for 16-bit params, found {param}")
+    if "masters" in kept.lists and ("residuals" in kept.lists or "sources" in kept.lists):
+        raise ValueError(f"{op}: masters hold the parameters by themselves, expected no residuals or sources with them")
+    if "residuals" in kept.lists and param != torch.bfloat16:
+        raise TypeError(f"{op}: residuals are for bfloat16 params, found {param}")
+    if kept.stochastic and torch.float16 in (found[name] for name in names if name != "grads"):
+        raise TypeError(f"{op}: stochastic rounding is to bfloat16, found float16 tensors")
 
 
 def leaves(op: str, params: Sequence[Tensor]) -> None:

@@ -13,7 +13,7 @@ namespace steepest_python {
 namespace py = pybind11;
 
 enum DLDeviceType : int32_t { kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3 };
-enum DLTypeCode : uint8_t { kDLFloat = 2, kDLBfloat = 4 };
+enum DLTypeCode : uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4 };
 
 struct DLDevice {
   int32_t type, id;

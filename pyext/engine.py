@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from steepest import check, layout
+from steepest import check, layout, storage
 from steepest._native import WITH_CUDA, lib, num_threads, reader
 from steepest.rules import Rule, hyper_fields
 
@@ -32,19 +32,26 @@ class Call:
     grad_scale: Tensor | None = None
     clip_coefficient: Tensor | None = None
     found_inf: Tensor | None = None
+    first_index: list[int] | None = None  # see storage.py
 
     @property
     def scalars(self) -> tuple[Tensor | None, ...]:
         return self.grad_scale, self.clip_coefficient, self.found_inf
 
     def on(self, device: torch.device) -> Call:
-        return Call(self.rule, *(None if t is None else t.to(device) for t in self.scalars))
+        return Call(self.rule, *(None if t is None else t.to(device) for t in self.scalars), self.first_index)
+
+    def of_rows(self, rows: list[int]) -> Call:
+        first = None if self.first_index is None else [self.first_index[i] for i in rows]
+        return Call(self.rule, *self.scalars, first)
 
     def native(self, hyper: list[tuple], index: list[int] | None) -> lib.Step:
         """As the compiled module takes it; the scalars must outlive the call."""
         address = [0 if t is None else t.data_ptr() for t in self.scalars]
+        rule, kept = self.rule, self.rule.storage
         return lib.Step(
-            rule=self.rule.number, flags=self.rule.flags, hyper=hyper, index=index, clip_value=self.rule.clip_value,
+            rule=rule.number, flags=rule.flags, hyper=hyper, index=index, clip_value=rule.clip_value,
+            kinds=kept.kinds(rule.states), stochastic=kept.stochastic, seed=kept.seed, first_index=self.first_index,
             num_threads=num_threads(), **dict(zip(SCALARS, address)),
         )  # fmt: skip
 
@@ -71,7 +78,7 @@ def step_native(roles: list[list[Tensor]], call: Call, hyper: list[tuple], index
 
 def check_rows(op: str, rule: Rule, roles: list[list[Tensor]], backend: str) -> None:
     """For lists that the compiled gatherer turned down: raises unless `step_checked` can handle them."""
-    check.rows(op, rule.names, roles, rule.written)
+    check.rows(op, rule.names, roles, rule.written, rule.dtypes)
     check.no_overlap(op, rule.names, roles, rule.written)
     for group in layout.by_device_and_dtype(roles):
         row = [role[group[0]] for role in roles]
@@ -83,10 +90,11 @@ def step_checked(
 ) -> None:
     """Steps over checked lists of any layouts, dtypes and devices: grouped by device and dtype, copied if need be."""
     written = [name in call.rule.written for name in call.rule.names]
+    flat = [name.endswith("_exponents") for name in call.rule.names]
     for group in layout.by_device_and_dtype(roles):
-        rows = layout.Rows([[role[i] for i in group] for role in roles], written)
+        rows = layout.Rows([[role[i] for i in group] for role in roles], written, flat)
         rows_index = None if index is None else [index[i] for i in group]
-        local = call.on(roles[0][group[0]].device)
+        local = call.of_rows(group).on(roles[0][group[0]].device)
         if choose_backend(op, backend, roles[0][group[0]]) == "triton":
             _triton(rows.roles, local, hyper, rows_index)
         else:
@@ -99,6 +107,8 @@ def step_checked(
 def triton_missing(call: Call) -> str:
     """Why Triton has no kernel for a call; "" when it has."""
     rule = call.rule
+    if not rule.storage.plain or call.first_index is not None:
+        return "other storage than one number per element, noise and averages"
     if rule.number != lib.ADAM or not rule.flags & lib.DECOUPLED:
         return f"{rule.name}; it has AdamW"
     if rule.flags & lib.CAUTIOUS or rule.clip_value or call.clip_coefficient is not None:
@@ -118,13 +128,18 @@ def _triton(roles, call: Call, hyper, index) -> None:
 
 
 def _supported(op: str, backend: str, rule: Rule, row: list[Tensor]) -> None:
-    states = {tensor.dtype for tensor in row[2:]}
-    if len(states) > 1:
-        found = {name: tensor.dtype for name, tensor in zip(rule.states, row[2:])}
+    states = row[2 : 2 + len(rule.states)]
+    if len({tensor.dtype for tensor in states}) > 1:
+        found = {name: tensor.dtype for name, tensor in zip(rule.states, states)}
         raise TypeError(f"{op}: the states of one row differ in dtype: {found}")
+    check.storage(op, rule.names, row, rule.storage)
     if backend == "cpu":
         return
-    state = row[2].dtype if len(row) > 2 else row[0].dtype
+    if not rule.storage.plain:
+        raise NotImplementedError(
+            f"{op}: backend {backend} has no kernel for {', '.join(rule.storage.lists) or 'such states'} yet"
+        )
+    state = states[0].dtype if states else row[0].dtype
     if row[0].dtype != row[1].dtype or state not in (row[0].dtype, torch.float32):
         raise NotImplementedError(
             f"{op}: backend {backend} has no kernel for {row[0].dtype} params, {row[1].dtype} grads, {state} states; "
@@ -187,12 +202,20 @@ def _step(op: str, name: str, value) -> int:
 
 
 def step_lists(
-    op: str, call: Call, lists: Sequence[Sequence[Tensor]], values: dict[str, float], step, backend: str
+    op: str, call: Call, lists: Sequence[Sequence[Tensor]], values: dict[str, float], step, backend: str, given: dict
 ) -> None:
-    """What every functional op does: checks everything, steps, counts the parameters' versions up."""
-    rule = call.rule
-    check.tensor_lists(op, rule.names, lists)
+    """What every functional op does: checks everything, steps, counts the parameters' versions up.
+
+    `given`: the arguments that storage.py describes.
+    """
+    check.tensor_lists(op, call.rule.names, lists)
     params = lists[0]
+    if given:
+        kept = storage.parse(op, call.rule.states, params, given)
+        call = replace(call, rule=replace(call.rule, storage=kept.storage), first_index=kept.first_index)
+        lists, values = [*lists, *kept.lists], values | kept.values
+        check.tensor_lists(op, call.rule.names, lists)
+    rule = call.rule
     hyper, index = steps_and_index(op, values, step, len(params))
     check.leaves(op, [p for p in params if isinstance(p, Tensor)])
     if backend not in BACKENDS:

@@ -52,7 +52,7 @@ def _adamw(
     roles += [] if max_exp_avg_sqs is None else [max_exp_avg_sqs]
     names = rule.names
     check.tensor_lists(op, names, roles)
-    check.rows(op, names, roles, rule.written)
+    check.rows(op, names, roles, rule.written, rule.dtypes)
     if not params:
         return Explanation(op, {"tensors": "0: nothing to do"})
     chosen = engine.choose_backend(op, backend, params[0])

@@ -25,17 +25,26 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
     return not a.numel() or all(size == 1 or x == y for size, x, y in zip(a.shape, a.stride(), b.stride()))
 
 
-class Rows:
-    """Rows in one dense layout each.  Tensors in another layout are copied in, and out again by `write_back`."""
+def follows(tensor: Tensor, param: Tensor) -> bool:
+    """True when a tensor lies in memory in the order in which kernels walk the parameter."""
+    model = param if is_dense(param) else torch.empty(param.shape, device="meta")
+    return is_dense(tensor) and same_layout(tensor, model)
 
-    def __init__(self, roles: Sequence[Sequence[Tensor]], written: Sequence[bool]):
+
+class Rows:
+    """Rows in one dense layout each.  Tensors in another layout are copied in, and out again by `write_back`.
+
+    `flat` roles (the exponents of 8-bit states) have a layout of their own and are taken as they are.
+    """
+
+    def __init__(self, roles: Sequence[Sequence[Tensor]], written: Sequence[bool], flat: Sequence[bool]):
         self.roles: list[list[Tensor]] = [[] for _ in roles]
         self._copied: list[tuple[Tensor, Tensor]] = []
         for row in zip(*roles):
             model = row[0] if is_dense(row[0]) else torch.empty_like(row[0], memory_format=torch.contiguous_format)
-            for role, (tensor, is_written) in enumerate(zip(row, written)):
+            for role, (tensor, is_written, is_flat) in enumerate(zip(row, written, flat)):
                 plain = tensor.detach()
-                if not (is_dense(plain) and same_layout(plain, model)):
+                if not (is_flat or (is_dense(plain) and same_layout(plain, model))):
                     plain = torch.empty_strided(model.shape, model.stride(), dtype=plain.dtype, device=plain.device)
                     plain.copy_(tensor.detach())
                     if is_written:

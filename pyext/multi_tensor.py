@@ -45,7 +45,7 @@ def adamw_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2,
     step: int | Sequence[int], max_exp_avg_sqs: List | None = None, maximize: bool = False, cautious: bool = False,
     l1: float = 0.0, clip_value: float | None = None, grad_scale: Tensor | None = None,
-    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto",
+    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto", **kept,
 ) -> None:  # fmt: skip
     """One AdamW step, in place: params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs; grads are only read.
 
@@ -67,7 +67,7 @@ def adamw_(
     )  # fmt: skip
     values = rules.numbers(op, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, l1=l1)
     lists = [params, grads, exp_avgs, exp_avg_sqs] + ([] if max_exp_avg_sqs is None else [max_exp_avg_sqs])
-    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend)
+    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend, kept)
 
 
 def adam_(
@@ -75,7 +75,7 @@ def adam_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0,
     step: int | Sequence[int], max_exp_avg_sqs: List | None = None, maximize: bool = False, l1: float = 0.0,
     clip_value: float | None = None, grad_scale: Tensor | None = None, clip_coefficient: Tensor | None = None,
-    found_inf: Tensor | None = None, backend: str = "auto",
+    found_inf: Tensor | None = None, backend: str = "auto", **kept,
 ) -> None:  # fmt: skip
     """One Adam step with L2 decay, in place: adamw_ with g = g + weight_decay p in the place of its decay.
 
@@ -86,7 +86,7 @@ def adam_(
     rule = rules.adam(op, amsgrad=max_exp_avg_sqs is not None, maximize=maximize, clip_value=clip_value)
     values = rules.numbers(op, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, l1=l1)
     lists = [params, grads, exp_avgs, exp_avg_sqs] + ([] if max_exp_avg_sqs is None else [max_exp_avg_sqs])
-    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend)
+    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend, kept)
 
 
 def sgd_(
@@ -94,7 +94,7 @@ def sgd_(
     dampening: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False, step: int | Sequence[int],
     maximize: bool = False, decoupled: bool = False, cautious: bool = False, l1: float = 0.0,
     clip_value: float | None = None, grad_scale: Tensor | None = None, clip_coefficient: Tensor | None = None,
-    found_inf: Tensor | None = None, backend: str = "auto",
+    found_inf: Tensor | None = None, backend: str = "auto", **kept,
 ) -> None:  # fmt: skip
     """One step of stochastic gradient descent, in place: params and momentum_buffers; grads are only read.
 
@@ -116,14 +116,14 @@ def sgd_(
     )  # fmt: skip
     values = rules.numbers(op, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, l1=l1)
     lists = [params, grads] + ([] if momentum_buffers is None else [momentum_buffers])
-    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend)
+    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend, kept)
 
 
 def adagrad_(
     params: List, grads: List, state_sums: List, *, lr: float, lr_decay: float = 0.0, eps: float = 1e-10,
     weight_decay: float = 0.0, step: int | Sequence[int], maximize: bool = False, decoupled: bool = False,
     cautious: bool = False, l1: float = 0.0, clip_value: float | None = None, grad_scale: Tensor | None = None,
-    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto",
+    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto", **kept,
 ) -> None:  # fmt: skip
     """One Adagrad step, in place: params and state_sums; grads are only read.
 
@@ -139,7 +139,7 @@ def adagrad_(
     rule = rules.adagrad(op, decoupled=decoupled, maximize=maximize, cautious=cautious, clip_value=clip_value)
     values = rules.numbers(op, lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay, l1=l1)
     call = Call(rule, grad_scale, clip_coefficient, found_inf)
-    step_lists(op, call, [params, grads, state_sums], values, step, backend)
+    step_lists(op, call, [params, grads, state_sums], values, step, backend, kept)
 
 
 def rmsprop_(
@@ -147,7 +147,7 @@ def rmsprop_(
     weight_decay: float = 0.0, momentum: float = 0.0, step: int | Sequence[int] = 1, grad_avgs: List | None = None,
     momentum_buffers: List | None = None, maximize: bool = False, decoupled: bool = False, cautious: bool = False,
     l1: float = 0.0, clip_value: float | None = None, grad_scale: Tensor | None = None,
-    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto",
+    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto", **kept,
 ) -> None:  # fmt: skip
     """One RMSprop step, in place: params, square_avgs, grad_avgs (centered), momentum_buffers; grads are only read.
 
@@ -171,14 +171,14 @@ def rmsprop_(
     )  # fmt: skip
     values = rules.numbers(op, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum, l1=l1)
     lists = [params, grads, *(role for role in (square_avgs, grad_avgs, momentum_buffers) if role is not None)]
-    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend)
+    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), lists, values, step, backend, kept)
 
 
 def lion_(
     params: List, grads: List, exp_avgs: List, *, lr: float, betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0, step: int | Sequence[int] = 1, maximize: bool = False, decoupled: bool = True,
     cautious: bool = False, l1: float = 0.0, clip_value: float | None = None, grad_scale: Tensor | None = None,
-    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto",
+    clip_coefficient: Tensor | None = None, found_inf: Tensor | None = None, backend: str = "auto", **kept,
 ) -> None:  # fmt: skip
     """One Lion step, in place: params and exp_avgs; grads are only read.
 
@@ -195,7 +195,7 @@ def lion_(
     rule = rules.lion(op, decoupled=decoupled, maximize=maximize, cautious=cautious, clip_value=clip_value)
     values = rules.numbers(op, lr=lr, betas=betas, weight_decay=weight_decay, l1=l1)
     step_lists(
-        op, Call(rule, grad_scale, clip_coefficient, found_inf), [params, grads, exp_avgs], values, step, backend
+        op, Call(rule, grad_scale, clip_coefficient, found_inf), [params, grads, exp_avgs], values, step, backend, kept
     )
 
 
@@ -203,7 +203,7 @@ def sign_(
     params: List, grads: List, *, lr: float, weight_decay: float = 0.0, step: int | Sequence[int] = 1,
     maximize: bool = False, decoupled: bool = True, cautious: bool = False, l1: float = 0.0,
     clip_value: float | None = None, grad_scale: Tensor | None = None, clip_coefficient: Tensor | None = None,
-    found_inf: Tensor | None = None, backend: str = "auto",
+    found_inf: Tensor | None = None, backend: str = "auto", **kept,
 ) -> None:  # fmt: skip
     """One step of sign descent, in place: params; grads are only read.
 
@@ -218,4 +218,4 @@ def sign_(
     op = "sign_"
     rule = rules.sign(op, decoupled=decoupled, maximize=maximize, cautious=cautious, clip_value=clip_value)
     values = rules.numbers(op, lr=lr, weight_decay=weight_decay, l1=l1)
-    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), [params, grads], values, step, backend)
+    step_lists(op, Call(rule, grad_scale, clip_coefficient, found_inf), [params, grads], values, step, backend, kept)

@@ -2,19 +2,28 @@
 
 #include <algorithm>
 
+#include "formula/storage.h"
 #include "steepest/steepest.h"
 
 namespace steepest_python {
 namespace {
 
-int64_t element_size(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : 2; }
+int64_t element_size(int32_t dtype) {
+  if (dtype == STEEPEST_BLOCK8 || dtype == kResidual8) return 1;
+  return dtype == STEEPEST_FLOAT32 ? 4 : 2;
+}
 
 int32_t kernel_dtype(DLDataType type) {
   if (type == DLDataType{kDLFloat, 32, 1}) return STEEPEST_FLOAT32;
   if (type == DLDataType{kDLFloat, 16, 1}) return STEEPEST_FLOAT16;
   if (type == DLDataType{kDLBfloat, 16, 1}) return STEEPEST_BFLOAT16;
+  if (type == DLDataType{kDLUInt, 8, 1}) return STEEPEST_BLOCK8;
+  if (type == DLDataType{kDLInt, 8, 1}) return kResidual8;
+  if (type == DLDataType{kDLInt, 16, 1}) return kResidual16;
   return -1;
 }
+
+int64_t num_blocks(int64_t numel) { return (numel + steepest::kBlock8 - 1) / steepest::kBlock8; }
 
 // True when the elements fill one block of memory without gaps or overlap, in whatever order of dimensions.
 bool dense(const View &v) {
@@ -59,7 +68,8 @@ int64_t count(const View &v) {
 
 }  // namespace
 
-void Rows::resize(int num_roles, int64_t num_rows) {
+void Rows::resize(int num_roles, int64_t num_rows, const std::vector<Kind> &kinds) {
+  first_exponents_ = num_roles - static_cast<int>(std::count(kinds.begin(), kinds.end(), Kind::kExponents));
   type_.resize(num_roles);
   dtype.assign(num_roles, STEEPEST_FLOAT32);
   address.resize(num_roles);
@@ -83,17 +93,25 @@ const char *Rows::add(const TensorReader &reader, PyObject *tensor, int role, in
   if (!(view.dtype == type_[role])) return kernel_dtype(view.dtype) < 0 ? "dtype" : "mixed dtype";
   if (!(view.device == device)) return "device";
   address[role][row] = static_cast<char *>(view.data) + view.byte_offset;
+  if (role >= first_exponents_) {
+    const bool flat = view.ndim == 1 && (view.shape[0] <= 1 || view.strides[0] == 1);
+    return flat && view.shape[0] == num_blocks(numel[row]) ? nullptr : "exponents";
+  }
   if (role > 0) return compare(first_, view);
   numel[row] = count(view);
   return dense(view) ? nullptr : "layout";
 }
 
-Mismatch Rows::gather(const TensorReader &reader, const std::vector<py::list> &roles) {
+int64_t Rows::bytes(int role, int64_t row) const {
+  return role >= first_exponents_ ? num_blocks(numel[row]) : numel[row] * element_size(dtype[role]);
+}
+
+Mismatch Rows::gather(const TensorReader &reader, const std::vector<py::list> &roles, const std::vector<Kind> &kinds) {
   const int num_roles = static_cast<int>(roles.size());
   const int64_t num_rows = static_cast<int64_t>(roles[0].size());
   for (int role = 1; role < num_roles; ++role)
     if (static_cast<int64_t>(roles[role].size()) != num_rows) return {"length", role, 0};
-  resize(num_roles, num_rows);
+  resize(num_roles, num_rows, kinds);
   for (int64_t row = 0; row < num_rows; ++row)
     for (int role = 0; role < num_roles; ++role)
       if (const char *reason = add(reader, PyList_GET_ITEM(roles[role].ptr(), row), role, row))
@@ -101,8 +119,8 @@ Mismatch Rows::gather(const TensorReader &reader, const std::vector<py::list> &r
   return {};
 }
 
-StateRows::StateRows(py::list params, py::list entries, const std::vector<std::string> &names)
-    : params_(std::move(params)), entries_(std::move(entries)) {
+StateRows::StateRows(py::list params, py::list entries, const std::vector<std::string> &names, std::vector<Kind> kinds)
+    : params_(std::move(params)), entries_(std::move(entries)), kinds_(std::move(kinds)) {
   if (params_.size() != entries_.size()) throw py::value_error("StateRows: params and entries differ in length");
   std::vector<std::string> watched = {"step"};
   watched.insert(watched.end(), names.begin(), names.end());
@@ -115,7 +133,7 @@ StateRows::StateRows(py::list params, py::list entries, const std::vector<std::s
   }
   increment_version_ = py::module_::import("torch").attr("autograd").attr("graph").attr("increment_version");
   const size_t num_rows = params_.size();
-  rows_.resize(1 + static_cast<int>(names_.size()), static_cast<int64_t>(num_rows));
+  rows_.resize(1 + static_cast<int>(names_.size()), static_cast<int64_t>(num_rows), kinds_);
   hints_.resize(2 * num_rows);
   layout_.resize(num_rows);
   step_address_.resize(num_rows);
@@ -247,11 +265,10 @@ Mismatch OverlapGuard::check_written(const Rows &rows, int read_role) {
   written_.clear();
   for (int role = 0; role < static_cast<int>(rows.address.size()); ++role) {
     if (role == read_role) continue;
-    const int64_t size = element_size(rows.dtype[role]);
     for (size_t row = 0; row < rows.numel.size(); ++row) {
       if (rows.numel[row] == 0) continue;
       const uintptr_t begin = reinterpret_cast<uintptr_t>(rows.address[role][row]);
-      written_.push_back({begin, begin + static_cast<uintptr_t>(rows.numel[row] * size), role,
+      written_.push_back({begin, begin + static_cast<uintptr_t>(rows.bytes(role, row)), role,
                           static_cast<int64_t>(row)});
     }
   }
@@ -262,11 +279,10 @@ Mismatch OverlapGuard::check_written(const Rows &rows, int read_role) {
 }
 
 Mismatch OverlapGuard::check_read(const Rows &rows, int read_role) const {
-  const int64_t size = element_size(rows.dtype[read_role]);
   for (size_t row = 0; row < rows.numel.size(); ++row) {
     if (rows.numel[row] == 0) continue;
     const uintptr_t begin = reinterpret_cast<uintptr_t>(rows.address[read_role][row]);
-    const uintptr_t end = begin + static_cast<uintptr_t>(rows.numel[row] * size);
+    const uintptr_t end = begin + static_cast<uintptr_t>(rows.bytes(read_role, row));
     // The written intervals are disjoint, so the last one that begins before `end` is the only candidate.
     auto after = std::lower_bound(written_.begin(), written_.end(), end,
                                   [](const Interval &a, uintptr_t value) { return a.begin < value; });

@@ -17,6 +17,13 @@ struct Mismatch {
   explicit operator bool() const { return reason != nullptr; }
 };
 
+// Types of residuals, numbered on from steepest_dtype.
+enum ResidualType : int32_t { kResidual8 = 4, kResidual16 = 5 };
+
+// What a list besides parameters, gradients and states holds (see steepest_step_args); exponents come last, one list per
+// state.
+enum class Kind { kMasters, kResiduals, kSources, kAverages, kExponents };
+
 // Flat addresses of all rows, one list per role.
 struct Rows {
   DLDevice device = {kDLCPU, 0};
@@ -25,17 +32,21 @@ struct Rows {
   std::vector<int64_t> numel;                // [row]
 
   // Every row: one shape and one dense layout in all roles; every role: one dtype; all: one device.
-  Mismatch gather(const TensorReader &reader, const std::vector<py::list> &roles);
+  Mismatch gather(const TensorReader &reader, const std::vector<py::list> &roles, const std::vector<Kind> &kinds);
 
-  void resize(int num_roles, int64_t num_rows);
+  // The last roles are of these kinds.
+  void resize(int num_roles, int64_t num_rows, const std::vector<Kind> &kinds);
   // Takes one tensor; roles of a row in order, the parameter first.  nullptr, or the reason why not.
   const char *add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
+  // Memory that a tensor takes.
+  int64_t bytes(int role, int64_t row) const;
   // The tensor added last.
   const View &last(int role) const { return role == 0 ? first_ : other_; }
 
  private:
   const char *start(int role, const View &view);
   std::vector<DLDataType> type_;  // per role
+  int first_exponents_ = 0;       // role: from here on lists hold a byte per block of the parameter
   View first_, other_;
 };
 
@@ -45,13 +56,14 @@ struct Rows {
 // reading the states of all of them as well takes 5.3 ms instead of 2.4.
 class StateRows {
  public:
-  // `names` are the keys of the states in entries[row]; "step" is watched beside them.
-  StateRows(py::list params, py::list entries, const std::vector<std::string> &names);
+  // `names` are the keys of the states in entries[row], the last ones of them of these kinds; "step" is watched too.
+  StateRows(py::list params, py::list entries, const std::vector<std::string> &names, std::vector<Kind> kinds);
   // Fills rows().  "stale": a state or counter was replaced or removed; "no grad": a parameter has no gradient; others as
   // Rows::gather.  Also counts up the parameters' versions, while they are in the cache: kernels write through
   // addresses, and autograd must notice that a tensor which it saved has changed.
   Mismatch gather(const TensorReader &reader, const std::vector<int64_t> &open);
   const Rows &rows() const { return rows_; }
+  const std::vector<Kind> &kinds() const { return kinds_; }
 
  private:
   // Where a tensor's objects were found last time: Python's, the sizes inside torch's, and what torch's points to (its
@@ -83,6 +95,7 @@ class StateRows {
   std::vector<py::str> names_;
   std::vector<py::list> columns_;
   py::object increment_version_;
+  std::vector<Kind> kinds_;
 };
 
 // Tells whether two written tensors, or a written and a read one, share memory.  Remembers the addresses that it last

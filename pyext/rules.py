@@ -11,10 +11,12 @@ from dataclasses import dataclass
 
 from steepest import check
 from steepest._native import lib
+from steepest.storage import PLAIN, Storage
 
 # Fields of the C struct steepest_hyper before its last one, the step.
 HYPER = (
-    "lr", "weight_decay", "l1", "beta1", "beta2", "eps", "momentum", "dampening", "alpha", "lr_decay",
+    "lr", "weight_decay", "l1", "beta1", "beta2", "eps", "momentum", "dampening", "alpha", "lr_decay", "noise_eta",
+    "noise_gamma", "average_decay",
 )  # fmt: skip
 
 
@@ -25,15 +27,20 @@ class Rule:
     flags: int
     states: tuple[str, ...]  # names of the lists of states, in the kernel's order
     clip_value: float = 0.0  # gradients are clamped to +-clip_value; 0: they are not
+    storage: Storage = PLAIN
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all lists: parameters, gradients, states."""
-        return ("params", "grads", *self.states)
+        """Names of all lists: parameters, gradients, states, and what the storage adds."""
+        return ("params", "grads", *self.states, *self.storage.names(self.states))
 
     @property
     def written(self) -> tuple[str, ...]:
-        return ("params", *self.states)
+        return tuple(name for name in self.names if name not in ("grads", "sources"))
+
+    def dtypes(self, name: str) -> tuple:
+        """What tensors of a list may be."""
+        return self.storage.dtypes(name, self.states)
 
 
 def _rule(name, number, states, flags, *, maximize=False, decoupled=False, cautious=False, clip_value=None) -> Rule:

@@ -32,6 +32,9 @@ bool TensorReader::read_slow(py::handle object, View &view) const {
   view.dtype = dtype.is(torch_.attr("float32"))    ? DLDataType{kDLFloat, 32, 1}
                : dtype.is(torch_.attr("bfloat16")) ? DLDataType{kDLBfloat, 16, 1}
                : dtype.is(torch_.attr("float16"))  ? DLDataType{kDLFloat, 16, 1}
+               : dtype.is(torch_.attr("uint8"))    ? DLDataType{kDLUInt, 8, 1}
+               : dtype.is(torch_.attr("int8"))     ? DLDataType{kDLInt, 8, 1}
+               : dtype.is(torch_.attr("int16"))    ? DLDataType{kDLInt, 16, 1}
                                                    : DLDataType{};
   const py::tuple shape = object.attr("shape"), strides = object.attr("stride")();
   view.ndim = static_cast<int32_t>(shape.size());

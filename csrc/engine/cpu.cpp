@@ -6,6 +6,7 @@
 #include "engine/cpu_threads.h"
 #include "engine/plan.h"
 #include "engine/stages.h"
+#include "formula/storage.h"
 
 namespace steepest::cpu {
 namespace {
@@ -13,59 +14,138 @@ namespace {
 // Threads take shares as they come free: cores differ (laptops), and are taken away (shared machines).
 constexpr int kSharesPerThread = 8;
 
-// A tile of one tensor as float32: the tensor's own memory, or a buffer that load() filled.
-float *open(void *base, int32_t dtype, int64_t at, int64_t n, float *buffer) {
-  char *address = static_cast<char *>(base) + at * dtype_size(dtype);
-  if (dtype == STEEPEST_FLOAT32) return reinterpret_cast<float *>(address);
-  load(dtype, address, buffer, n);
-  return buffer;
-}
-
-void close(void *base, int32_t dtype, int64_t at, int64_t n, const float *tile) {
-  if (dtype != STEEPEST_FLOAT32) store(dtype, tile, static_cast<char *>(base) + at * 2, n);
-}
-
-bool all_bfloat16(const steepest_step_args &a) {
-  return a.param_dtype == STEEPEST_BFLOAT16 && a.grad_dtype == STEEPEST_BFLOAT16 && a.state_dtype == STEEPEST_BFLOAT16;
-}
-
 GradientStage gradient_stage(const steepest_step_args &a) {
   const float scale = a.grad_scale ? *a.grad_scale : 1.0f;
   return {a.flags & STEEPEST_MAXIMIZE ? -scale : scale, a.clip_coefficient ? *a.clip_coefficient : 1.0f,
           a.clip_value > 0 ? static_cast<float>(a.clip_value) : std::numeric_limits<float>::infinity()};
 }
 
+// What one tile is worked on in.
+struct Buffers {
+  alignas(64) float param[kTile], grad[kTile], before[kTile], state[STEEPEST_MAX_STATES][kTile];
+  alignas(64) uint32_t random[2][kTile];
+};
+
+// One row of a call: opens tiles of it as float32, whatever they are stored in, and puts them back.
+class Row {
+ public:
+  Row(const steepest_step_args &args, int64_t row, Buffers &buffers) : a_(args), row_(row), buffers_(buffers) {}
+
+  float *open_param(int64_t at, int64_t n) {
+    void *const from = a_.sources ? const_cast<void *>(a_.sources[row_]) : a_.params[row_];
+    if (a_.masters) return open(a_.masters[row_], STEEPEST_FLOAT32, at, n, nullptr);
+    if (a_.residuals) {
+      load_residual(static_cast<const bfloat16 *>(from) + at, residual(at), a_.residual_bits, buffers_.param, n);
+      return buffers_.param;
+    }
+    if (!a_.sources || a_.param_dtype != STEEPEST_FLOAT32) return open(from, a_.param_dtype, at, n, buffers_.param);
+    float *const p = static_cast<float *>(a_.params[row_]) + at;
+    std::copy_n(static_cast<const float *>(from) + at, n, p);
+    return p;
+  }
+
+  void close_param(int64_t at, int64_t n, const float *p) const {
+    if (a_.residuals) return store_residual(p, bfloat16_at(a_.params[row_], at), residual(at), a_.residual_bits, n);
+    if (!a_.masters) return close(a_.params[row_], a_.param_dtype, at, n, p, 0);
+    // A master is rounded to nearest: its low bits already dither what the rounded copy loses from step to step.
+    store(a_.param_dtype, p, static_cast<char *>(a_.params[row_]) + at * 2, n);
+  }
+
+  float *open_state(int k, int64_t at, int64_t n, bool magnitude) {
+    float *const buffer = buffers_.state[k];
+    if (a_.state_dtype != STEEPEST_BLOCK8) return open(a_.states[k][row_], a_.state_dtype, at, n, buffer);
+    load_block8(codes(k, at), exponents(k, at), magnitude, buffer, n);
+    return buffer;
+  }
+
+  void close_state(int k, int64_t at, int64_t n, const float *state, bool magnitude) const {
+    const int lane = k + 1;
+    if (a_.state_dtype != STEEPEST_BLOCK8) return close(a_.states[k][row_], a_.state_dtype, at, n, state, lane);
+    store_block8(state, codes(k, at), exponents(k, at), magnitude, n, buffers_.random[lane / 2], lane % 2 * 16);
+  }
+
+  float *open_grad(int64_t at, int64_t n) {
+    return open(const_cast<void *>(a_.grads[row_]), a_.grad_dtype, at, n, buffers_.grad);
+  }
+
+ private:
+  // A tile as float32: the tensor's own memory, or a buffer that load() filled.
+  static float *open(void *base, int32_t dtype, int64_t at, int64_t n, float *buffer) {
+    char *const address = static_cast<char *>(base) + at * dtype_size(dtype);
+    if (dtype == STEEPEST_FLOAT32) return reinterpret_cast<float *>(address);
+    load(dtype, address, buffer, n);
+    return buffer;
+  }
+
+  // Of the 64 random bits of an element, the parameter takes the first 16, states the others in their order.
+  void close(void *base, int32_t dtype, int64_t at, int64_t n, const float *tile, int lane) const {
+    if (dtype == STEEPEST_FLOAT32) return;
+    if (a_.rounding == STEEPEST_STOCHASTIC && dtype == STEEPEST_BFLOAT16)
+      return store_stochastic(tile, bfloat16_at(base, at), n, buffers_.random[lane / 2], lane % 2 * 16);
+    store(dtype, tile, static_cast<char *>(base) + at * 2, n);
+  }
+
+  static bfloat16 *bfloat16_at(void *base, int64_t at) { return static_cast<bfloat16 *>(base) + at; }
+  void *residual(int64_t at) const { return static_cast<char *>(a_.residuals[row_]) + at * (a_.residual_bits / 8); }
+  uint8_t *codes(int k, int64_t at) const { return static_cast<uint8_t *>(a_.states[k][row_]) + at; }
+  uint8_t *exponents(int k, int64_t at) const {
+    return static_cast<uint8_t *>(a_.state_exponents[k][row_]) + at / kBlock8;
+  }
+
+  const steepest_step_args &a_;
+  const int64_t row_;
+  Buffers &buffers_;
+};
+
+// Whether the row's way is that of rule_bfloat16.
+bool in_registers(const steepest_step_args &a) {
+  return a.param_dtype == STEEPEST_BFLOAT16 && a.grad_dtype == STEEPEST_BFLOAT16 &&
+         a.state_dtype == STEEPEST_BFLOAT16 && !a.masters && !a.residuals && !a.sources && !a.averages &&
+         a.rounding == STEEPEST_NEAREST;
+}
+
 // Elements [begin, end) of one row, tile by tile through the stages.
 template <class Rule>
-void step_range(const steepest_step_args &a, const typename Rule::Scalars *rows, const GradientStage &stage, int64_t row,
-                int64_t begin, int64_t end) {
+void step_range(const StepCall &call, const GradientStage &stage, int64_t row, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
-  const typename Rule::Scalars &scalars = rows[a.hyper_index ? a.hyper_index[row] : 0];
+  const steepest_step_args &a = *call.args;
+  const int32_t hyper = a.hyper_index ? a.hyper_index[row] : 0;
+  const typename Rule::Scalars &scalars = call.rows<Rule>()[hyper];
+  const Extras &extras = call.extras[hyper];
   const bool shrinks = shrinks_after(scalars.shrink);
-  if (all_bfloat16(a) && stage.plain() && !shrinks) {
+  if (in_registers(a) && stage.plain() && !shrinks && extras.noise == 0.0f) {
     bfloat16 *states[STEEPEST_MAX_STATES] = {};
     for (int k = 0; k < kStates; ++k) states[k] = static_cast<bfloat16 *>(a.states[k][row]) + begin;
     rule_bfloat16<Rule>(static_cast<bfloat16 *>(a.params[row]) + begin,
                         static_cast<const bfloat16 *>(a.grads[row]) + begin, states, end - begin, scalars);
     return;
   }
-  alignas(64) float buffer[3 + STEEPEST_MAX_STATES][kTile];
+  const bool rounds_at_random = a.rounding == STEEPEST_STOCHASTIC || a.state_dtype == STEEPEST_BLOCK8;
+  const uint64_t first = a.first_index ? static_cast<uint64_t>(a.first_index[row]) : 0;
+  Buffers buffers;
+  Row tiles(a, row, buffers);
   for (int64_t at = begin; at < end; at += kTile) {
     const int64_t n = std::min(kTile, end - at);
-    float *p = open(a.params[row], a.param_dtype, at, n, buffer[0]);
-    const float *g = open(const_cast<void *>(a.grads[row]), a.grad_dtype, at, n, buffer[1]);
+    const auto magnitude = [](int k) { return (Rule::kMagnitudes >> k & 1u) != 0; };
+    if (rounds_at_random)
+      random_tile(extras.rounding_stream, first + static_cast<uint64_t>(at), n, buffers.random[0], buffers.random[1]);
+    float *p = tiles.open_param(at, n);
+    const float *g = tiles.open_grad(at, n);
     float *states[STEEPEST_MAX_STATES] = {};
-    for (int k = 0; k < kStates; ++k) states[k] = open(a.states[k][row], a.state_dtype, at, n, buffer[3 + k]);
-    if (!stage.plain()) {
-      // Every element is read before its own place is written, so buffer[1] may be both.
-      prepare_gradient(g, buffer[1], n, stage);
-      g = buffer[1];
+    for (int k = 0; k < kStates; ++k) states[k] = tiles.open_state(k, at, n, magnitude(k));
+    // Every element is read before its own place is written, so the buffer may be what is prepared.
+    if (!stage.plain()) prepare_gradient(g, buffers.grad, n, stage), g = buffers.grad;
+    if (extras.noise != 0.0f) {
+      noise_tile(g, buffers.grad, n, extras.noise_stream, first + static_cast<uint64_t>(at), extras.noise);
+      g = buffers.grad;
     }
-    if (shrinks) std::copy_n(p, n, buffer[2]);
+    if (shrinks) std::copy_n(p, n, buffers.before);
     rule_tile<Rule>(p, g, states, n, scalars);
-    if (shrinks) shrink_tile(p, buffer[2], n, scalars.shrink);
-    close(a.params[row], a.param_dtype, at, n, p);
-    for (int k = 0; k < kStates; ++k) close(a.states[k][row], a.state_dtype, at, n, states[k]);
+    if (shrinks) shrink_tile(p, buffers.before, n, scalars.shrink);
+    if (a.averages)
+      average_tile(static_cast<float *>(a.averages[row]) + at, p, n, extras.average_weight, extras.average_weight_rest);
+    tiles.close_param(at, n, p);
+    for (int k = 0; k < kStates; ++k) tiles.close_state(k, at, n, states[k], magnitude(k));
   }
 }
 
@@ -81,7 +161,7 @@ void run(const StepCall &call) {
     ShareWalk walk(a.numel, a.num_tensors, cost, parts);
     for (int part = taken++; part < parts; part = taken++)
       walk.visit(part, [&](int64_t row, int64_t begin, int64_t end) {
-        step_range<Rule>(a, call.rows<Rule>(), stage, row, begin, end);
+        step_range<Rule>(call, stage, row, begin, end);
       });
   };
   run_on_threads(threads, work);

@@ -201,6 +201,10 @@ steepest_status run(const StepCall &call) {
 }  // namespace
 
 bool supports(const steepest_step_args &args) {
+  bool plain = !args.masters && !args.residuals && !args.sources && !args.averages &&
+               args.rounding == STEEPEST_NEAREST && args.state_dtype != STEEPEST_BLOCK8;
+  for (int64_t i = 0; i < args.num_hyper; ++i) plain = plain && args.hyper[i].noise_eta == 0;
+  if (!plain) return false;
   return with_rule(args.rule, args.flags, [&](auto rule) { return find_kernel<decltype(rule)>(args) != nullptr; });
 }
 

@@ -9,7 +9,8 @@ namespace steepest {
 struct StepCall {
   const steepest_exec *exec;
   const steepest_step_args *args;
-  const void *scalars;  // Rule::Scalars [args->num_hyper]
+  const void *scalars;    // Rule::Scalars [args->num_hyper]
+  const Extras *extras;   // [args->num_hyper]
 
   template <class Rule>
   const typename Rule::Scalars *rows() const {

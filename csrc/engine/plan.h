@@ -10,8 +10,9 @@ namespace steepest {
 // Fixed cost of a tensor in units of elements (address loads, tile set-up), so that thousands of tiny tensors beside
 // a large one are still split evenly.
 constexpr int64_t kTensorCost = 64;
-// Cuts inside a tensor fall on multiples of this many elements: no cache line is written by two threads.
-constexpr int64_t kCutMultiple = 64;
+// Cuts inside a tensor fall on multiples of this many elements: no cache line and no 8-bit block (of 128) is written by two
+// threads.
+constexpr int64_t kCutMultiple = 128;
 
 inline int64_t total_cost(const int64_t *numel, int64_t num_tensors) {
   int64_t cost = 0;

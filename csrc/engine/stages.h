@@ -12,7 +12,9 @@ namespace steepest::cpu {
 // Elements staged at a time.  512 x 6 float32 buffers = 12 KiB: well inside a 32 KiB L1 cache.
 constexpr int64_t kTile = 512;
 
-inline int64_t dtype_size(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : 2; }
+inline int64_t dtype_size(int32_t dtype) {
+  return dtype == STEEPEST_FLOAT32 ? 4 : dtype == STEEPEST_BLOCK8 ? 1 : 2;
+}
 
 // Both take 16-bit types only: float32 tiles are worked on in place.
 void load(int32_t dtype, const void *from, float *to, int64_t n);
@@ -33,6 +35,24 @@ void rule_bfloat16(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int6
 
 // p, moved by the rule from `before`, takes the decay that comes after.
 void shrink_tile(float *p, const float *before, int64_t n, const Shrink &s);
+
+// Two random words for each of the elements index, index + 1, ...
+void random_tile(const RandomStream &stream, uint64_t index, int64_t n, uint32_t *a, uint32_t *b);
+
+// out <- g + deviation * normal; `out` may be `g`.
+void noise_tile(const float *g, float *out, int64_t n, const RandomStream &stream, uint64_t index, float deviation);
+
+// average <- average + weight * (p - average).
+void average_tile(float *average, const float *p, int64_t n, float weight, float rest);
+
+// What is stored in other ways than as one number of a type (formula/storage.h).  `random` + `shift`: which 16 bits of
+// each word are used.
+void store_stochastic(const float *from, bfloat16 *to, int64_t n, const uint32_t *random, int shift);
+void load_residual(const bfloat16 *high, const void *residual, int bits, float *to, int64_t n);
+void store_residual(const float *from, bfloat16 *high, void *residual, int bits, int64_t n);
+void load_block8(const uint8_t *codes, const uint8_t *exponents, bool magnitude, float *to, int64_t n);
+void store_block8(const float *from, uint8_t *codes, uint8_t *exponents, bool magnitude, int64_t n,
+                  const uint32_t *random, int shift);
 
 // q = inf needs no power; scale is for q other than 1 and 2.
 SurveyPart survey_tile(const float *x, int64_t n, double q, double scale);

@@ -14,6 +14,7 @@ struct AdagradScalars {
 // State: sum of squared gradients.
 struct Adagrad {
   static constexpr int kStates = 1;
+  static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative
   using Scalars = AdagradScalars;
 
   static Scalars scalars(const steepest_hyper &h, uint32_t flags) {

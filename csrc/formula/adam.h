@@ -23,6 +23,7 @@ struct AdamScalars {
 template <bool kAmsgrad>
 struct Adam {
   static constexpr int kStates = kAmsgrad ? 3 : 2;
+  static constexpr uint32_t kMagnitudes = 6u;  // bit k: state k is never negative
   using Scalars = AdamScalars;
 
   static Scalars scalars(const steepest_hyper &h, uint32_t flags) {

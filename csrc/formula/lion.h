@@ -18,6 +18,7 @@ struct LionScalars {
 // State: exp_avg.
 struct Lion {
   static constexpr int kStates = 1;
+  static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = LionScalars;
 
   static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
@@ -45,6 +46,7 @@ struct SignScalars {
 // Steepest descent in the max norm: every element moves by lr.
 struct Sign {
   static constexpr int kStates = 0;
+  static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = SignScalars;
 
   static Scalars scalars(const steepest_hyper &h, uint32_t flags) {

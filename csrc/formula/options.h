@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "formula/number.h"
+#include "formula/random.h"
 #include "steepest/steepest.h"
 
 namespace steepest {
@@ -60,6 +61,23 @@ STEEPEST_HD void shrink_after(float &p, float before, const Shrink &s) {
     if ((move <= 0.0f && before >= 0.0f) || (move >= 0.0f && before <= 0.0f)) p = p - s.cautious * before;
   }
   if (s.l1 != 0.0f) p = p > s.l1 ? p - s.l1 : (p < -s.l1 ? p + s.l1 : p * 0.0f);  // NaN stays
+}
+
+// What only some calls ask for; kept apart from a rule's scalars, which every block of a GPU reads.
+struct Extras {
+  float noise;                               // standard deviation of what is added to the gradient
+  float average_weight, average_weight_rest; // of the parameter in its average, and 1 - that
+  RandomStream rounding_stream, noise_stream;
+};
+
+inline Extras extras_of(const steepest_hyper &h, uint64_t seed) {
+  Extras e;
+  e.noise = static_cast<float>(std::sqrt(h.noise_eta / std::pow(1.0 + static_cast<double>(h.step), h.noise_gamma)));
+  e.average_weight = static_cast<float>(1.0 - h.average_decay);
+  e.average_weight_rest = 1.0f - e.average_weight;
+  e.rounding_stream = random_stream(seed, h.step, kForRounding);
+  e.noise_stream = random_stream(seed, h.step, kForNoise);
+  return e;
 }
 
 // torch's lerp: the form that is exact at its own end of [0, 1]; `rest` is 1 - weight.

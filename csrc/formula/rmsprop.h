@@ -20,6 +20,7 @@ struct RmspropScalars {
 template <bool kCentered, bool kMomentum>
 struct Rmsprop {
   static constexpr int kStates = 1 + kCentered + kMomentum;
+  static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative
   using Scalars = RmspropScalars;
 
   static Scalars scalars(const steepest_hyper &h, uint32_t flags) {

@@ -18,6 +18,7 @@ struct SgdScalars {
 template <bool kMomentum>
 struct Sgd {
   static constexpr int kStates = kMomentum ? 1 : 0;
+  static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = SgdScalars;
 
   static Scalars scalars(const steepest_hyper &h, uint32_t flags) {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steepest import check, rules
 from steepest.optim.base import FusedOptimizer, GroupRule
-from steepest.optim.options import SHARED, of_rule, shared_defaults
+from steepest.optim.options import SHARED, of_rule, precision_defaults, shared_defaults
 
 
 class AdagradKind(GroupRule):
@@ -55,7 +55,7 @@ class Adagrad(FusedOptimizer):
         initial_accumulator_value: float = 0.0, eps: float = 1e-10, foreach: bool | None = None, *,
         maximize: bool = False, differentiable: bool = False, fused: bool | None = None,
         decoupled_weight_decay: bool = False, cautious: bool = False, l1: float = 0.0,
-        clip_value: float | None = None, max_grad_norm: float | None = None,
+        clip_value: float | None = None, max_grad_norm: float | None = None, **precision,
     ):  # fmt: skip
         defaults = dict(
             lr=lr, lr_decay=lr_decay, eps=eps, weight_decay=weight_decay,
@@ -63,4 +63,5 @@ class Adagrad(FusedOptimizer):
         )  # fmt: skip
         defaults |= dict(foreach=foreach, fused=fused, differentiable=differentiable)
         defaults |= shared_defaults(maximize, cautious, l1, clip_value, decoupled_weight_decay)
+        defaults |= precision_defaults(type(self).__name__, precision)
         super().__init__(params, defaults, max_grad_norm=max_grad_norm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest import rules
 from steepest.optim.base import FusedOptimizer, GroupRule
-from steepest.optim.options import SHARED, TORCH, of_rule, shared_defaults
+from steepest.optim.options import SHARED, TORCH, of_rule, precision_defaults, shared_defaults
 
 
 class AdamKind(GroupRule):
@@ -50,9 +50,10 @@ class Adam(FusedOptimizer):
         weight_decay: float = 0.0, amsgrad: bool = False, *, foreach: bool | None = None, maximize: bool = False,
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
         decoupled_weight_decay: bool = False, cautious: bool = False, l1: float = 0.0,
-        clip_value: float | None = None, max_grad_norm: float | None = None,
+        clip_value: float | None = None, max_grad_norm: float | None = None, **precision,
     ):  # fmt: skip
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad) | TORCH
         defaults |= dict(foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable)
         defaults |= shared_defaults(maximize, cautious, l1, clip_value, decoupled_weight_decay)
+        defaults |= precision_defaults(type(self).__name__, precision)
         super().__init__(params, defaults, max_grad_norm=max_grad_norm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest.optim.adam import AdamKind
 from steepest.optim.base import FusedOptimizer
-from steepest.optim.options import shared_defaults
+from steepest.optim.options import precision_defaults, shared_defaults
 
 
 class AdamW(FusedOptimizer):
@@ -32,9 +32,10 @@ class AdamW(FusedOptimizer):
         self, params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None, cautious: bool = False,
-        l1: float = 0.0, clip_value: float | None = None, max_grad_norm: float | None = None,
+        l1: float = 0.0, clip_value: float | None = None, max_grad_norm: float | None = None, **precision,
     ):  # fmt: skip
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         defaults |= dict(foreach=foreach, fused=fused, capturable=capturable, differentiable=differentiable)
         defaults |= shared_defaults(maximize, cautious, l1, clip_value, True)
+        defaults |= precision_defaults(type(self).__name__, precision)
         super().__init__(params, defaults, max_grad_norm=max_grad_norm)

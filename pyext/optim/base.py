@@ -1,150 +1,21 @@
-"""What all elementwise optimizers share: torch's bookkeeping outside, one kernel call for all groups inside.
-
-Data flow of a step: every parameter of every group that has a gradient becomes a row (parameter, gradient, states) of
-a `Table`; rows with the same device, dtypes and flags go to the kernel in one call, each with the number of its
-hyper-parameter row.  The table is kept between steps and proven still right by object identity, which costs a few
-nanoseconds per tensor; addresses, shapes and strides of parameters and gradients are read afresh in every call (see
-rows.cpp), those of states whenever somebody may have reached them (see state.py).
-"""
+"""What all elementwise optimizers share: torch's bookkeeping outside, one kernel call for all groups inside."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from steepest import check, norms
-from steepest._native import lib, num_threads, reader
-from steepest.engine import Call, check_rows, step_checked
-from steepest.optim.state import ParamState, counter_untouched, untouched
-from steepest.rules import Rule, hyper_fields
-
-
-class GroupRule:
-    """An update rule as an optimizer class sees it: what it reads from a param group, what it keeps per parameter."""
-
-    name: str
-    options: tuple[str, ...]  # of a group: everything that `rule` and `numbers` read
-
-    def rule(self, group: dict) -> Rule:
-        raise NotImplementedError
-
-    def keys(self, rule: Rule) -> tuple[str, ...]:
-        """Names of the states in optimizer.state[p], in the order of rule.states."""
-        raise NotImplementedError
-
-    def numbers(self, where: str, group: dict) -> dict[str, float]:
-        """The group's hyper-parameters, checked."""
-        raise NotImplementedError
-
-    def initial(self, key: str, p: Tensor, group: dict) -> Tensor:
-        return torch.zeros_like(p, memory_format=torch.preserve_format)
-
-    def started(self, entry: dict) -> int:
-        """Steps that a state without a counter has behind it, where torch's own optimizer keeps none."""
-        return 0
-
-
-NO_SCALARS = (None, None, None)
-
-
-class Table:
-    """Rows of one kernel call, with their states and step counters."""
-
-    def __init__(self, kind: GroupRule, rule: Rule, rows: list[tuple[int, dict, Tensor]], state: dict):
-        self.kind, self.rule, self.plain = kind, rule, Call(rule)
-        self.names = kind.keys(rule)
-        self.params = [p for _, _, p in rows]
-        self.entries = [state[p] for p in self.params]
-        for entry, (_, group, p) in zip(self.entries, rows):
-            if "step" not in entry:
-                entry["step"] = kind.started(entry)
-            for name in self.names:
-                if entry.get(name) is None:
-                    entry[name] = kind.initial(name, p, group)
-        # The counters of all rows are one tensor, so that counting is one operation; each state["step"] is a 0-dim
-        # float32 view of it, which is what torch.optim keeps there.
-        self.steps = torch.tensor([float(entry["step"]) for entry in self.entries], dtype=torch.float32)
-        for entry, counter in zip(self.entries, self.steps.unbind()):
-            entry["step"] = counter
-        self.counts = (
-            self.steps.numpy()
-        )  # the same memory: numpy counts in 5 us where torch, called so rarely, takes 70
-        self.rows = lib.StateRows(self.params, self.entries, self.names)
-        self.guard = lib.OverlapGuard()
-        # Rows that somebody has looked at since the last step, and rows whose states must be read in each step.
-        self.touched: set[int] = set()
-        self.open = set(range(len(self.params)))
-        for row, entry in enumerate(self.entries):
-            if isinstance(entry, ParamState):
-                entry.row, entry.watch = row, self.touched
-        self.groups = [number for number, _, _ in rows]
-        self.distinct_groups = list(dict.fromkeys(self.groups))
-        place = {number: i for i, number in enumerate(self.distinct_groups)}
-        self.group_index = None if len(place) == 1 else [place[number] for number in self.groups]
-
-    def prepare(self) -> bool:
-        """Gathers and checks everything; raises for mistakes; False when the table no longer fits the optimizer."""
-        self.lists = None
-        self._settle()
-        found = lib.gather(reader, self.guard, self.rows, list(self.open))
-        if found is None:
-            return True
-        if found[0] in ("stale", "no grad"):
-            return False
-        # Layouts that differ, a mix of dtypes, a foreign backend, or a mistake.
-        states = [[entry[name] for entry in self.entries] for name in self.names]
-        self.lists = [self.params, lib.gradients(self.params), *states]
-        check_rows(f"{self.kind.name}.step", self.rule, self.lists, "auto")
-        return True
-
-    @property
-    def device(self) -> torch.device:
-        return self.params[0].device
-
-    def survey(self, q: float, scale: float) -> tuple[float, float, bool]:
-        """What norms.from_lists adds up, of the gradients that `prepare` found; CPU only."""
-        if self.lists is None:
-            return lib.survey_states(self.rows, q, scale, num_threads())
-        return norms.native(self.lists[1], q, scale)
-
-    def _settle(self) -> None:
-        """Opens the rows that were touched; closes, after a step without any, those that nobody can reach."""
-        if self.touched:
-            self.open |= self.touched
-            self.touched.clear()
-        elif self.open:
-            self.open = {row for row in self.open if not self._closed(row)}
-
-    def _closed(self, row: int) -> bool:
-        """True when nothing leads to the states of a row except its entry, which notes who looks, and lib.StateRows."""
-        entry = self.entries[row]
-        if not isinstance(entry, ParamState) or not all(name in entry for name in ("step", *self.names)):
-            return False
-        return counter_untouched(entry) and all(untouched(entry, name) for name in self.names)
-
-    def run(self, hyper: dict[int, tuple], scalars: tuple[Tensor | None, ...]) -> None:
-        """The step that `prepare` made ready; counters advance only when it has succeeded."""
-        rows, index = self._hyper_rows(hyper)
-        call = self.plain if scalars == NO_SCALARS else Call(self.rule, *scalars).on(self.device)
-        if self.lists is None:
-            lib.step_states(reader, self.rows, call.native(rows, index))
-        else:
-            step_checked(f"{self.kind.name}.step", call, self.lists, rows, index)
-            self.lists = None
-            torch.autograd.graph.increment_version(self.params)  # lib.StateRows has done it on the other path
-        self.counts += 1
-
-    def _hyper_rows(self, hyper: dict[int, tuple]) -> tuple[list[tuple], list[int] | None]:
-        first = int(self.counts[0])
-        if (self.counts == first).all():
-            return [(hyper[group], first + 1) for group in self.distinct_groups], self.group_index
-        keys = list(zip(self.groups, self.counts.tolist()))
-        number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return [(hyper[group], int(count) + 1) for group, count in number], [number[key] for key in keys]
+from steepest import check, norms, storage
+from steepest._native import lib
+from steepest.optim.options import KEYS, PRECISION, Precision
+from steepest.optim.state import ParamState
+from steepest.optim.table import MAGNITUDES, GroupPlan, GroupRule, Table, TableSet, decoded
+from steepest.rules import hyper_fields
 
 
 class FusedOptimizer(torch.optim.Optimizer):
@@ -174,6 +45,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         where = f"{type(self).__name__}: param group {number}"
         self.kind.numbers(where, group)
         self.kind.rule(group)
+        Precision.of(where, group)
         for option, value in self.fixed.items():
             if option in group and group[option] != value:
                 raise ValueError(f"{where}: {option}={group[option]!r} is not supported, expected {value!r}")
@@ -208,7 +80,9 @@ class FusedOptimizer(torch.optim.Optimizer):
         return packed
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's, but states keep the dtype that they were saved in: torch rounds them to the parameter's."""
         super().load_state_dict(state_dict)
+        _restore_dtypes(self, state_dict)
         self._tables.clear()
         for number, group in enumerate(self.param_groups):
             self._check_group(number, group)
@@ -220,11 +94,13 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.step_rule(self.kind, list(enumerate(self.param_groups)))
         return loss
 
-    def step_rule(self, kind: GroupRule, groups: list[tuple[int, dict]]) -> None:
+    def step_rule(
+        self, kind: GroupRule, groups: list[tuple[int, dict]], sources: dict[Tensor, Tensor] | None = None
+    ) -> None:
         """One step for the numbered groups, in as few kernel calls as their rules allow.
 
         All rows of all calls are checked before the first is stepped.  A step that a GradScaler found inf or NaN in
-        changes nothing and is not counted.
+        changes nothing and is not counted.  `sources`: see Table.run.
         """
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         rules, hyper = self._rules_and_numbers(kind, groups)
@@ -233,7 +109,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             return
         coefficient = self._clip(tables, grad_scale) if self.max_grad_norm is not None else None
         for table in tables:
-            table.run(hyper, (grad_scale, coefficient, None))
+            table.run(hyper, (grad_scale, coefficient, None), sources)
 
     def _clip(self, tables: list[Table], grad_scale: Tensor | None) -> Tensor | None:
         if not tables:
@@ -248,20 +124,25 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.grad_norm = found.norm
         return found.clip_coefficient(self.max_grad_norm)
 
-    def _rules_and_numbers(self, kind: GroupRule, groups) -> tuple[dict[int, Rule], dict[int, tuple]]:
+    def _rules_and_numbers(self, kind: GroupRule, groups) -> tuple[dict[int, GroupPlan], dict[int, tuple]]:
         """Each group's rule and checked hyper-parameters, anew only where an option has changed."""
         rules, numbers = {}, {}
         for number, group in groups:
-            options = tuple([group[name] for name in kind.options])
+            options = (*[group[name] for name in kind.options], *[group.get(name) for name in PRECISION])
             known = self._known.get(number)
             if known is None or known[0] is not kind or not _same_options(known[1], options):
                 where = f"{kind.name}: param group {number}"
-                known = (kind, options, kind.rule(group), hyper_fields(kind.numbers(where, group)))
+                plan = GroupPlan(kind.rule(group), Precision.of(where, group))
+                values = kind.numbers(where, group)
+                values |= storage.numbers(where, group.get("gradient_noise"), group.get("ema_decay"))
+                known = (kind, options, plan, hyper_fields(values))
                 self._known[number] = known
             rules[number], numbers[number] = known[2], known[3]
         return rules, numbers
 
-    def _prepared_tables(self, kind: GroupRule, groups: list[tuple[int, dict]], rules: dict[int, Rule]) -> list[Table]:
+    def _prepared_tables(
+        self, kind: GroupRule, groups: list[tuple[int, dict]], rules: dict[int, GroupPlan]
+    ) -> list[Table]:
         cached = self._tables.get(kind.name)
         if cached is not None and cached.fits(groups, rules, self.state) and cached.prepare():
             return cached.tables
@@ -271,43 +152,77 @@ class FusedOptimizer(torch.optim.Optimizer):
             raise RuntimeError(f"{kind.name}: gradients or states changed while the step was being prepared")
         return fresh.tables
 
+    def torch_state_dict(self) -> dict:
+        """A checkpoint for the torch.optim class of the same name: states in the parameters' dtypes, nothing else.
+
+        What only this library keeps (masters, correction bits, averages, 8-bit codes) is decoded or left out.
+        """
+        packed = self.state_dict()
+        params = dict(enumerate(p for group in self.param_groups for p in group["params"]))
+        for number, entry in packed["state"].items():
+            p, plain = params[number], {}
+            for key, value in entry.items():
+                if key in KEYS.values() or key.endswith("_exponents"):
+                    continue
+                if isinstance(value, Tensor) and value.dtype == torch.uint8:
+                    value = decoded(value, entry[f"{key}_exponents"], p, f"{key}s" in MAGNITUDES)
+                plain[key] = value if key == "step" or not isinstance(value, Tensor) else value.to(p.dtype)
+            packed["state"][number] = plain
+        for group in packed["param_groups"]:
+            for name in PRECISION:
+                group.pop(name, None)
+        return packed
+
+    @contextlib.contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """Within the context parameters have the values of their averages; afterwards their own, bit for bit.
+
+        Raises ValueError if no group has ema_decay, or if no step has been taken.
+        """
+        kept = [
+            (p, self.state[p]["ema"]) for group in self.param_groups for p in group["params"] if "ema" in self.state[p]
+        ]
+        if not kept:
+            raise ValueError(f"{type(self).__name__}.ema_weights: no averages yet; set ema_decay and take a step")
+        own = [p.detach().clone() for p, _ in kept]
+        with torch.no_grad():
+            for p, ema in kept:
+                p.copy_(ema)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (p, _), value in zip(kept, own):
+                    p.copy_(value)
+
+    @torch.no_grad()
+    def reset_masters(self) -> None:
+        """Takes masters and correction bits anew from the parameters, after somebody else has written these."""
+        for p, entry in self.state.items():
+            if "master" in entry:
+                entry["master"].copy_(p)
+            if "residual" in entry:
+                entry["residual"].zero_()
+
+
+def _restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
+    """Puts saved values in the place of those that torch's load_state_dict has rounded."""
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, p in zip(numbers, params):
+        for key, saved in state_dict["state"].get(number, {}).items():
+            loaded = optimizer.state[p].get(key)
+            if not isinstance(saved, Tensor) or not isinstance(loaded, Tensor) or saved.dtype == loaded.dtype:
+                continue
+            rounded = saved.to(device=loaded.device, dtype=loaded.dtype)
+            # Otherwise a load hook has put something else there.
+            if torch.equal(rounded.nan_to_num(), loaded.nan_to_num()):
+                optimizer.state[p][key] = saved.to(device=loaded.device, copy=True)
+
 
 def _same_options(old: tuple, new: tuple) -> bool:
     """Tensors never count as the same: they may have been written to."""
     return not any(isinstance(value, Tensor) for value in new) and old == new
-
-
-class TableSet:
-    """All tables of one rule, with what proves that they still describe the optimizer."""
-
-    def __init__(self, kind: GroupRule, groups: list[tuple[int, dict]], rules: dict[int, Rule], state: dict):
-        self.rules, self.state = rules, state
-        self.params = [list(group["params"]) for _, group in groups]
-        grads = iter(lib.gradients([p for params in self.params for p in params]))
-        buckets: dict[tuple, list[tuple[int, dict, Tensor]]] = {}
-        self.idle = []
-        for number, group in groups:
-            for p in group["params"]:
-                if next(grads) is None:
-                    self.idle.append(p)
-                else:
-                    buckets.setdefault((p.device, p.dtype, rules[number]), []).append((number, group, p))
-        self.tables = [Table(kind, rule, rows, state) for (_, _, rule), rows in buckets.items()]
-        self.entries = list(state.values())
-
-    def fits(self, groups: list[tuple[int, dict]], rules: dict[int, Rule], state: dict) -> bool:
-        """Same groups, same parameters, same state dictionaries: by identity, without touching a tensor."""
-        return (
-            self.rules == rules
-            and self.state is state
-            and all(lib.same_objects(old, group["params"]) for old, (_, group) in zip(self.params, groups))
-            and lib.same_values(self.entries, state)
-        )
-
-    def prepare(self) -> bool:
-        if any(grad is not None for grad in lib.gradients(self.idle)):
-            return False
-        return all(table.prepare() for table in self.tables)
 
 
 def run_closure(closure: Callable | None):

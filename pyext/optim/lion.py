@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest import rules
 from steepest.optim.base import FusedOptimizer, GroupRule
-from steepest.optim.options import SHARED, of_rule, shared_defaults
+from steepest.optim.options import SHARED, of_rule, precision_defaults, shared_defaults
 
 
 class LionKind(GroupRule):
@@ -44,7 +44,9 @@ class Lion(FusedOptimizer):
         self, params, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0, *,
         maximize: bool = False, foreach: bool | None = None, decoupled_weight_decay: bool = True,
         cautious: bool = False, l1: float = 0.0, clip_value: float | None = None, max_grad_norm: float | None = None,
+        **precision,
     ):  # fmt: skip
         defaults = dict(lr=lr, betas=betas, weight_decay=weight_decay, foreach=foreach)
         defaults |= shared_defaults(maximize, cautious, l1, clip_value, decoupled_weight_decay)
+        defaults |= precision_defaults(type(self).__name__, precision)
         super().__init__(params, defaults, max_grad_norm=max_grad_norm)

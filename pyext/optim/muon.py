@@ -11,9 +11,10 @@ from torch import Tensor
 from steepest import check
 from steepest.matrix.polar import plan, polar
 from steepest.optim.adamw import AdamW
-from steepest.optim.base import NO_SCALARS, FusedOptimizer, run_closure
+from steepest.optim.base import FusedOptimizer, run_closure
 from steepest.optim.options import shared_defaults
 from steepest.optim.split import Assignment, assign
+from steepest.optim.table import NO_SCALARS
 
 SCALES: dict[str, Callable[[int, int], float]] = {
     # out x in matrix -> factor on lr.  Sources: Jordan et al. 2024; Liu et al. 2025 (Moonlight), which matches the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest import rules
 from steepest.optim.base import FusedOptimizer, GroupRule
-from steepest.optim.options import SHARED, of_rule, shared_defaults
+from steepest.optim.options import SHARED, of_rule, precision_defaults, shared_defaults
 
 
 class RmspropKind(GroupRule):
@@ -48,8 +48,10 @@ class RMSprop(FusedOptimizer):
         momentum: float = 0.0, centered: bool = False, capturable: bool = False, foreach: bool | None = None,
         maximize: bool = False, differentiable: bool = False, *, decoupled_weight_decay: bool = False,
         cautious: bool = False, l1: float = 0.0, clip_value: float | None = None, max_grad_norm: float | None = None,
+        **precision,
     ):  # fmt: skip
         defaults = dict(lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered, weight_decay=weight_decay)
         defaults |= dict(foreach=foreach, capturable=capturable, differentiable=differentiable)
         defaults |= shared_defaults(maximize, cautious, l1, clip_value, decoupled_weight_decay)
+        defaults |= precision_defaults(type(self).__name__, precision)
         super().__init__(params, defaults, max_grad_norm=max_grad_norm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from steepest import rules
 from steepest.optim.base import FusedOptimizer, GroupRule
-from steepest.optim.options import SHARED, of_rule, shared_defaults
+from steepest.optim.options import SHARED, of_rule, precision_defaults, shared_defaults
 
 
 class SgdKind(GroupRule):
@@ -56,9 +56,10 @@ class SGD(FusedOptimizer):
         self, params, lr: float = 1e-3, momentum: float = 0.0, dampening: float = 0.0, weight_decay: float = 0.0,
         nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
         fused: bool | None = None, decoupled_weight_decay: bool = False, cautious: bool = False, l1: float = 0.0,
-        clip_value: float | None = None, max_grad_norm: float | None = None,
+        clip_value: float | None = None, max_grad_norm: float | None = None, **precision,
     ):  # fmt: skip
         defaults = dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov)
         defaults |= dict(foreach=foreach, fused=fused, differentiable=differentiable)
         defaults |= shared_defaults(maximize, cautious, l1, clip_value, decoupled_weight_decay)
+        defaults |= precision_defaults(type(self).__name__, precision)
         super().__init__(params, defaults, max_grad_norm=max_grad_norm)

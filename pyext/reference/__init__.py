@@ -5,11 +5,10 @@ Each file holds one op under the name and the signature of the fast one.
 
 from __future__ import annotations
 
-from .adamw import adamw_
 from .normed_descent import normed_descent_
 from .polar import polar, polar_svd
 from .roots import effective_dimension, inverse_root
-from .rules import adagrad_, adam_, lion_, rmsprop_, sgd_, sign_
+from .rules import adagrad_, adam_, adamw_, lion_, rmsprop_, sgd_, sign_
 
 __all__ = [
     "adagrad_",

@@ -66,6 +66,7 @@ class Builder:
             "engine/status.cpp",
             "engine/cpu.cpp",
             "engine/cpu_survey.cpp",
+            "engine/storage_stages.cpp",
             "engine/stages.cpp",
         ):
             self.common.append(self.compile_source(CSRC / source, ["-fopenmp", *ENGINE_DEFINES]))

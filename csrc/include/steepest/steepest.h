@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function changes incompatibly. */
-#define STEEPEST_ABI_VERSION 1
+#define STEEPEST_ABI_VERSION 2
 
 typedef enum steepest_status {
   STEEPEST_OK = 0,
@@ -41,8 +41,15 @@ typedef enum steepest_status {
 typedef enum steepest_dtype {
   STEEPEST_FLOAT32 = 0,
   STEEPEST_BFLOAT16 = 1,
-  STEEPEST_FLOAT16 = 2
+  STEEPEST_FLOAT16 = 2,
+  STEEPEST_BLOCK8 = 3 /* states only: 8-bit floating point, 128 elements sharing an exponent (see state_exponents) */
 } steepest_dtype;
+
+/* How 16-bit results are rounded. */
+typedef enum steepest_rounding {
+  STEEPEST_NEAREST = 0,   /* ties to even */
+  STEEPEST_STOCHASTIC = 1 /* bfloat16 parameters and states: to a neighbour, the nearer the likelier; see seed */
+} steepest_rounding;
 
 typedef enum steepest_device { STEEPEST_CPU = 0, STEEPEST_CUDA = 1 } steepest_device;
 
@@ -59,12 +66,14 @@ typedef struct steepest_exec {
 /* Update rules.  All take, before the rule, the gradient stages
  *   g = grad / *grad_scale * *clip_coefficient      (negated by STEEPEST_MAXIMIZE)
  *   g = clamp(g, -clip_value, clip_value)
+ *   g = g + sqrt(noise_eta / (1 + t)^noise_gamma) * normal            (t: this step's number)
  *   g = g + weight_decay * p                        (L2 decay)
  *   p = p * (1 - lr*weight_decay)                   (STEEPEST_DECOUPLED)
  * and after it the parameter stages
  *   p = p - lr*weight_decay * p_old                 (STEEPEST_DECOUPLED | STEEPEST_CAUTIOUS: instead of the above, and
  *                                                    only where the step has moved p towards zero)
  *   p = sign(p) * max(|p| - lr*l1, 0)
+ *   average = average + (1 - average_decay) * (p - average)           (with averages)
  * in float32, each result rounded once to its tensor's type.  The order of operations is that of torch's for-loops. */
 typedef enum steepest_rule {
   /* b = momentum*b + (1 - dampening)*g (b = g in step 1);  g = g + momentum*b (STEEPEST_NESTEROV) or b;  p = p - lr*g
@@ -112,6 +121,9 @@ typedef struct steepest_hyper {
   double dampening;    /*        SGD */
   double alpha;        /* [0, 1] RMSprop */
   double lr_decay;     /* >= 0   Adagrad */
+  double noise_eta;    /* >= 0   variance of the gradient noise before annealing (Neelakantan et al. 2015) */
+  double noise_gamma;  /* >= 0   its annealing */
+  double average_decay; /* [0, 1] of averages */
   int64_t step;        /* number t of this step, the first being 1 */
 } steepest_hyper;
 
@@ -136,6 +148,20 @@ typedef struct steepest_step_args {
   const float *clip_coefficient; /* NULL, or where the tensors live: gradients are multiplied by it */
   const float *found_inf;        /* NULL, or where the tensors live: nothing is changed when it is not 0 */
   double clip_value;             /* > 0: gradients are clamped to [-clip_value, clip_value]; 0: they are not */
+
+  /* How parameters and states are kept, and what else is done in the same pass.  Lists may be NULL; all zero is plain. */
+  void *const *masters;           /* [num_tensors] float32: the parameters themselves, read and written.  `params`, of a
+                                     16-bit type, only receives their rounded copy */
+  void *const *residuals;         /* [num_tensors] signed integers of residual_bits: what bfloat16 `params` lack */
+  const void *const *sources;     /* [num_tensors] like params, which are read from here and written to params: a step from
+                                     where a perturbation has left.  Not with masters, which it does not touch */
+  void *const *averages;          /* [num_tensors] float32: exponential moving averages of the parameters */
+  void *const *state_exponents[STEEPEST_MAX_STATES]; /* STEEPEST_BLOCK8: a byte per 128 elements of each row */
+  int32_t residual_bits;          /* 16: params and residuals make up a float32.  8: its upper 24 bits */
+  int32_t rounding;               /* steepest_rounding */
+  uint64_t seed;                  /* of noise, stochastic rounding and 8-bit states: numbers depend on seed, step and the
+                                     number of the element only */
+  const int64_t *first_index;     /* [num_tensors] number of each row's element 0 there; needed with any of the three */
 } steepest_step_args;
 
 /* Bytes of scratch memory that steepest_step needs (host memory, any alignment of 8). */
@@ -143,7 +169,7 @@ STEEPEST_API steepest_status steepest_step_workspace_size(const steepest_exec *e
                                                           uint64_t *bytes);
 
 /* One step over all tensors.  Reads parameter, gradient and s states and writes all but the gradient: 12 + 8 s bytes
- * per element in float32 (AdamW: 28). */
+ * per element in float32 (AdamW: 28; with a float32 master of a bfloat16 parameter and a bfloat16 gradient 28 too). */
 STEEPEST_API steepest_status steepest_step(const steepest_exec *exec, const steepest_step_args *args, void *workspace,
                                            uint64_t workspace_bytes);
 
