@@ -14,6 +14,10 @@ SENTINEL = {
     torch.float32: (torch.int32, 0x7FC5BEEF),
     torch.bfloat16: (torch.int16, 0x7FD5),
     torch.float16: (torch.int16, 0x7E55),
+    # Integers have no NaN: patterns that codes and correction bits would hardly all have.
+    torch.int16: (torch.int16, 0x5A5B),
+    torch.int8: (torch.int8, 0x5B),
+    torch.uint8: (torch.uint8, 0xA7),
 }
 GUARD = 64  # elements on either side: more than any vector width
 

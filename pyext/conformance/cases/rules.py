@@ -20,11 +20,12 @@ import torch
 from steepest import reference
 from steepest.conformance.backends import native_cuda_missing
 from steepest.conformance.bounds import Tracked
+from steepest.conformance.cases import kept
 from steepest.conformance.cases.adamw import MATRICES, SIXTEEN_BIT, SPECIAL, flat
 from steepest.conformance.compare import bits_figure, tracked_figures
 from steepest.conformance.memory import Guarded
 from steepest.conformance.registry import DTYPES, Backend, Case, Figure, Op, Problem, register
-from steepest.reference.rules import stepped
+from steepest.reference.rules import lerp, stepped
 
 # Optional states, by the argument that they are passed as; the others are positional.
 OPTIONAL = ("momentum_buffers", "grad_avgs", "max_exp_avg_sqs")
@@ -47,6 +48,7 @@ class RuleCase(Case):
     values: str = "usual"  # "usual" | "fresh" (zero states) | "special" (NaN, inf, huge, tiny)
     grad_dtype: str | None = None
     state_dtype: str | None = None
+    keeps: tuple[str, ...] = ()  # see kept.py
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -92,12 +94,17 @@ def build(case: RuleCase, dtype: torch.dtype, seed: int, device: str = "cpu") ->
         return [_values(case, role, shape, generator).to(dtypes[role]) for shape in case.shapes]
 
     values = {role: draw(role) for role in case.roles}
+    values |= kept.lists(case, values, generator)
     later = [draw("grads") for _ in range(case.steps - 1)]
     tensors, guards = {}, []
     for i, role in enumerate(case.roles):
         layout = case.layouts[min(i, len(case.layouts) - 1)]
         offset = case.offsets[min(i, len(case.offsets) - 1)]
         placed = [Guarded(x, layout=layout, offset=offset, device=device) for x in values[role]]
+        tensors[role] = [g.view for g in placed]
+        guards += placed
+    for role in kept.added_roles(case):
+        placed = [Guarded(x, device=device) for x in values[role]]
         tensors[role] = [g.view for g in placed]
         guards += placed
     tensors["later_grads"] = [[g.to(device) for g in grads] for grads in later]
@@ -122,8 +129,12 @@ def run(function, problem: Problem) -> dict[str, torch.Tensor]:
             grad_scale=t["grad_scale"],
             clip_coefficient=t["clip_coefficient"],
             found_inf=t["found_inf"],
+            **kept.keywords(case, t),
         )
-    return {f"{role}[{i}]": x for role in case.roles if role != "grads" for i, x in enumerate(t[role])}
+        for source, p in zip(t.get("sources", ()), t["params"]):
+            source.copy_(p)
+    written = [role for role in (*case.roles, *kept.added_roles(case)) if role != "grads"]
+    return {f"{role}[{i}]": x for role in written for i, x in enumerate(t[role])}
 
 
 class Number(Tracked):
@@ -149,7 +160,10 @@ def tracked_run(rule: str, problem: Problem) -> dict[str, Tracked]:
     def constant(value: float) -> Number:
         return Number.constant(value, work)
 
-    start = {role: flat(tensors) for role, tensors in problem.expected["start"].items()}
+    first = problem.expected["start"]
+    start = {role: flat(first[role]) for role in ("grads", *case.states)}
+    start["params"] = flat(kept.logical_start(case, first))
+    average = Number.exact(flat(first["averages"]), work) if "averages" in case.keeps else None
     p, states = Number.exact(start["params"], work), [Number.exact(start[role], work) for role in case.states]
     options = case.options
     maximize = options.pop("maximize", False)
@@ -163,17 +177,21 @@ def tracked_run(rule: str, problem: Problem) -> dict[str, Tracked]:
         g = g if case.grad_scale is None else g / constant(case.grad_scale)
         g = g if case.clip_coefficient is None else g * constant(case.clip_coefficient)
         g = Number(-g.value, g.error, work) if maximize else g
+        noise = kept.noise(case, case.first_step + k, work)
+        g = g if noise is None else g + Number.exact(noise, work)
         p, states = stepped(rule, p, g, states, constant, step=case.first_step + k, **options)
+        average = average and lerp(average, p, constant(1 - kept.AVERAGE_DECAY))
         p = p.stored(start["params"].dtype)
         states = [x.stored(start[role].dtype) for x, role in zip(states, case.states)]
-    return {"params": p, **dict(zip(case.states, states))}
+    return {"params": p, **dict(zip(case.states, states)), **({"averages": average} if average else {})}
 
 
 def judge_rule(rule: str, problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) -> list[Figure]:
     case, figures = problem.case, []
-    if not case.branches:
+    if not case.branches and kept.is_tracked(case):
         for role, expected in tracked_run(rule, problem).items():
-            x = flat(outputs[f"{role}[{i}]"] for i in range(len(case.shapes)))
+            tensors = [outputs[f"{role}[{i}]"] for i in range(len(case.shapes))]
+            x = flat(kept.logical(case, outputs) if role == "params" else tensors)
             figures += tracked_figures(role, x, expected, 0.0 if role in SQUARES else ULP_SCALE)
     if backend.exact:
         twin = {role: [x.clone() for x in tensors] for role, tensors in problem.expected["start"].items()}
@@ -222,6 +240,20 @@ def shared_cases(states: tuple[str, ...], **hyper) -> list[RuleCase]:
         case("special values", values="special", shapes=((400,),)),
         case("float32 states", state_dtype="float32", dtypes=SIXTEEN_BIT),
         case("bfloat16 grads", grad_dtype="bfloat16", dtypes=("float32",)),
+        case("master", keeps=("masters",), state_dtype="float32", dtypes=SIXTEEN_BIT),
+        case("16 correction bits", keeps=("residual16",), state_dtype="float32", dtypes=("bfloat16",)),
+        case("8 correction bits", keeps=("residual8",), dtypes=("bfloat16",)),
+        case("from a source", keeps=("sources",)),
+        case("average and noise", keeps=("averages", "noise")),
+        case("stochastic rounding", keeps=("stochastic",), steps=5, dtypes=("bfloat16",)),
+        *(
+            ()
+            if not states
+            else (case("8-bit states", keeps=("block8",), steps=5, shapes=((), (0,), (130,), (7, 65))),)
+        ),
+        case("8 correction bits, 8-bit states, noise", keeps=("residual8", "block8", "noise"), dtypes=("bfloat16",))
+        if states
+        else case("8 correction bits, noise", keeps=("residual8", "noise"), dtypes=("bfloat16",)),
     ]
 
 
