@@ -30,12 +30,15 @@ steepest_survey_result survey(const steepest_exec &exec, const steepest_survey_a
   const int64_t blocks = survey_blocks(a);
   const int threads = thread_count(exec, blocks * kSurveyBlock);
   constexpr int64_t kTurn = 16;  // blocks taken at a time
+  constexpr int64_t kAhead = 8;
   std::atomic<int64_t> taken{0};
   const auto work = [&] {
     int64_t tensor = 0, first = 0;  // the tensor of the block at hand, and the number of its first block
     for (int64_t turn = taken.fetch_add(kTurn); turn < blocks; turn = taken.fetch_add(kTurn))
       for (int64_t block = turn; block < std::min(turn + kTurn, blocks); ++block) {
         while (block >= first + blocks_of(a.numel[tensor])) first += blocks_of(a.numel[tensor++]);
+        // Small tensors: what comes soon is on its way while this one is read.
+        if (tensor + kAhead < a.num_tensors) __builtin_prefetch(a.tensors[tensor + kAhead]);
         const int64_t at = (block - first) * kSurveyBlock;
         parts[block] = survey_block(a.tensors[tensor], a.dtype, at, std::min(kSurveyBlock, a.numel[tensor] - at), a.q,
                                     a.scale);

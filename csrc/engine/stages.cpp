@@ -1,5 +1,8 @@
 #include "engine/stages.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "engine/clones.h"
 #include "engine/engine.h"
 
@@ -115,27 +118,59 @@ STEEPEST_CLONES void shrink_loop(float *p, const float *before, int64_t n, Shrin
   }
 }
 
+// GCC's vectors, because it does not vectorise loops over arrays of running sums: 0.3 instead of 1.4 elements per cycle
+// (Zen 4).  Narrower processors split them.
+using Floats = float __attribute__((vector_size(4 * kSurveyLanes)));
+using Bits = uint32_t __attribute__((vector_size(4 * kSurveyLanes)));
+using Half = float __attribute__((vector_size(2 * kSurveyLanes)));
+using Doubles = double __attribute__((vector_size(4 * kSurveyLanes)));  // of half of the lanes
+
 template <class Power>
 __attribute__((always_inline)) inline SurveyPart survey_loop(const float *__restrict x, int64_t n, Power power) {
-  double sum[kSurveyLanes] = {};
-  uint32_t largest[kSurveyLanes] = {};
-  int64_t i = 0;
-  for (; i + kSurveyLanes <= n; i += kSurveyLanes)
-    for (int64_t k = 0; k < kSurveyLanes; ++k) {
-      const uint32_t magnitude = float_bits(x[i + k]) & 0x7fffffffu;
-      sum[k] += power(x[i + k]);
-      largest[k] = magnitude > largest[k] ? magnitude : largest[k];
-    }
-  for (int64_t k = 0; i + k < n; ++k) {
-    const uint32_t magnitude = float_bits(x[i + k]) & 0x7fffffffu;
-    sum[k] += power(x[i + k]);
-    largest[k] = magnitude > largest[k] ? magnitude : largest[k];
+  Doubles sums[2] = {};
+  Bits largest = {};
+  for (int64_t i = 0; i < n; i += kSurveyLanes) {
+    Floats v = {};
+    // Zeros stand for what is missing at the end: they add 0 and are never the largest.
+    if (n - i >= kSurveyLanes)
+      __builtin_memcpy(&v, x + i, sizeof v);
+    else
+      __builtin_memcpy(&v, x + i, (n - i) * sizeof(float));
+    Half halves[2];
+    __builtin_memcpy(halves, &v, sizeof v);
+    for (int k = 0; k < 2; ++k) sums[k] += power(__builtin_convertvector(halves[k], Doubles));
+    Bits magnitude;
+    __builtin_memcpy(&magnitude, &v, sizeof v);
+    magnitude &= 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
   }
   SurveyPart part{0.0, 0};
-  for (int64_t k = 0; k < kSurveyLanes; ++k) {
-    part.power_sum += sum[k];
+  for (int k = 0; k < kSurveyLanes; ++k) {
+    part.power_sum += sums[k / (kSurveyLanes / 2)][k % (kSurveyLanes / 2)];
     part.largest = largest[k] > part.largest ? largest[k] : part.largest;
   }
+  return part;
+}
+
+struct PowerTwo {
+  __attribute__((always_inline)) Doubles operator()(const Doubles &x) const { return x * x; }
+};
+struct PowerOne {
+  __attribute__((always_inline)) Doubles operator()(const Doubles &x) const { return x < 0.0 ? -x : x; }
+};
+struct NoPower {
+  __attribute__((always_inline)) Doubles operator()(const Doubles &) const { return Doubles{}; }
+};
+
+// Relative to the largest element, so that no power overflows and none that counts underflows.
+SurveyPart survey_scaled(const float *x, int64_t n, double q, double scale) {
+  double sums[kSurveyLanes] = {};
+  SurveyPart part{0.0, 0};
+  for (int64_t i = 0; i < n; ++i) {
+    sums[i % kSurveyLanes] += std::pow(std::fabs(static_cast<double>(x[i])) / scale, q);
+    part.largest = std::max(part.largest, float_bits(x[i]) & 0x7fffffffu);
+  }
+  for (const double sum : sums) part.power_sum += sum;
   return part;
 }
 
@@ -149,7 +184,7 @@ SurveyPart survey_tile(const float *x, int64_t n, double q, double scale) {
   if (q == 2.0 && scale == 1.0) return survey_two(x, n);
   if (q == 1.0 && scale == 1.0) return survey_one(x, n);
   if (std::isinf(q)) return survey_max(x, n);
-  return survey_loop(x, n, ScaledPower{q, scale});
+  return survey_scaled(x, n, q, scale);
 }
 
 void load(int32_t dtype, const void *from, float *to, int64_t n) {
