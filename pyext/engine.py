@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steepest import check, layout, storage
 from steepest._native import WITH_CUDA, lib, num_threads, reader
+from steepest.distributed.shards import local_lists
 from steepest.rules import Rule, hyper_fields
 
 log = logging.getLogger("steepest")
@@ -228,7 +229,8 @@ def step_lists(
     if triton and triton_missing(call):
         raise NotImplementedError(f"{op}: backend triton has no kernel for {triton_missing(call)}")
     if triton or not local or step_native(roles, call, hyper, index) is not None:
-        check_rows(op, rule, roles, backend)
-        step_checked(op, call, roles, hyper, index, backend)
+        shards = local_lists(op, rule.names, roles)
+        check_rows(op, rule, shards, backend)
+        step_checked(op, call, shards, hyper, index, backend)
     # Kernels write through addresses; autograd must still notice that a tensor it saved has changed.
     torch.autograd.graph.increment_version(roles[0])

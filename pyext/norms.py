@@ -11,6 +11,8 @@ from torch import Tensor
 
 from steepest import check, layout
 from steepest._native import lib, num_threads, reader
+from steepest.distributed.norms import reduce_norm, reduce_parts
+from steepest.distributed.shards import Reach, check_placements, local, reach_of, reaches_of
 
 CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_ adds it to the norm that it divides by
 
@@ -38,6 +40,9 @@ def survey(tensors: Sequence[Tensor], *, q: float = 2.0) -> Survey:
     Sums are float64, in memory order and grouped by the sizes alone: the result does not depend on threads or vector
     width.  Powers are taken relative to the largest element, so that none overflows.
 
+    Of DTensors it is the norm of what all ranks hold together (see `steepest.distributed.reduce_norm`), which every
+    rank of their meshes must then ask for.
+
     Args:
         tensors: float32, bfloat16 or float16 tensors on one device, of any shapes and layouts; may be empty.
         q: >= 1, or math.inf.
@@ -46,17 +51,24 @@ def survey(tensors: Sequence[Tensor], *, q: float = 2.0) -> Survey:
     computed by torch's foreach norms, without waiting for the device.
     """
     op = "survey"
-    tensors = _checked(op, tensors)
+    shards = _checked(op, tensors)
     q = _power(op, q)
-    if not tensors:
+    if not len(tensors):
         return _result(0.0, 0.0, q, torch.device("cpu"))
     device = tensors[0].device
+    reaches = reaches_of(tensors)
     if device.type != "cpu":
-        return _on_device(tensors, q)
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        by_dtype.setdefault(tensor.dtype, []).append(tensor)
-    return from_lists(lambda q, scale: [native(same, q, scale) for same in by_dtype.values()], q, device)
+        return _on_device(op, tensors, shards, q)
+    alike: dict[tuple[Reach | None, torch.dtype], list[Tensor]] = {}
+    for tensor, shard in zip(tensors, shards):
+        if shard.numel():
+            alike.setdefault((reach_of(tensor), shard.dtype), []).append(shard)
+
+    def read(q, scale):
+        parts = [(reach, native(same, q, scale)) for (reach, _), same in alike.items()]
+        return reduce_parts(op, parts, reaches)
+
+    return from_lists(read, q, device)
 
 
 def from_lists(read, q: float, device: torch.device) -> Survey:
@@ -103,13 +115,28 @@ def _result(norm: float, largest: float, q: float, device: torch.device) -> Surv
     return Survey(*scalars, torch.tensor(not math.isfinite(largest), device=device), q)
 
 
-def _on_device(tensors: list[Tensor], q: float) -> Survey:
-    largest = torch.stack([n.float() for n in torch._foreach_norm(tensors, math.inf)]).max()
-    if math.isinf(q):
-        norm = largest
+def _on_device(op: str, tensors: Sequence[Tensor], shards: list[Tensor], q: float) -> Survey:
+    filled = [shard for shard in shards if shard.numel()]
+    whole = all(reach_of(tensor) is None for tensor in tensors)
+    if whole and not filled:
+        return _result(0.0, 0.0, q, shards[0].device)
+    if whole:
+        largest = torch.stack([n.float() for n in torch._foreach_norm(filled, math.inf)]).max()
+        joint = torch.linalg.vector_norm(torch.stack([n.double() for n in torch._foreach_norm(filled, q)]), q).float()
     else:
-        norm = torch.linalg.vector_norm(torch.stack([n.double() for n in torch._foreach_norm(tensors, q)]), q).float()
-    return Survey(norm, largest, ~largest.isfinite(), q)
+        largest, joint = (
+            reduce_norm([torch.linalg.vector_norm(t, p, dtype=torch.float32) if t.numel() else 0.0 for t in shards],
+                        tensors, p)
+            for p in (math.inf, q)
+        )  # fmt: skip
+    return Survey(largest if math.isinf(q) else joint, largest, ~largest.isfinite(), q)
+
+
+def of_gradients(op: str, params: Sequence[Tensor]) -> Survey:
+    """The survey (q = 2) of the gradients on a device; a rank on which some are missing takes part with nothing."""
+    grads = [p.grad for p in params]
+    shards = [p.new_empty(0) if grad is None else local(grad) for p, grad in zip(map(local, params), grads)]
+    return _on_device(op, [p if grad is None else grad for p, grad in zip(params, grads)], shards, 2.0)
 
 
 def _power(op: str, q) -> float:
@@ -123,12 +150,15 @@ def _power(op: str, q) -> float:
 
 def _checked(op: str, tensors) -> list[Tensor]:
     check.tensor_lists(op, ("tensors",), [tensors])
-    found = list(tensors)
-    for i, tensor in enumerate(found):
-        check.one(f"{op}: tensors[{i}]", tensor, written=False)
-        if tensor.device != found[0].device:
-            raise ValueError(f"{op}: tensors[{i}] is on {tensor.device}, tensors[0] is on {found[0].device}")
-    return [tensor for tensor in found if tensor.numel()]
+    found = []
+    for i, tensor in enumerate(tensors):
+        where = f"{op}: tensors[{i}]"
+        check_placements(where, tensor)
+        found.append(local(tensor))
+        check.one(where, found[-1], written=False)
+        if found[-1].device != found[0].device:
+            raise ValueError(f"{where} is on {tensor.device}, tensors[0] is on {found[0].device}")
+    return found
 
 
 @torch.no_grad()
@@ -168,5 +198,5 @@ def clip_grad_norm_(
         for grad in grads:
             by_dtype.setdefault(grad.dtype, []).append(grad)
         for dtype, same in by_dtype.items():
-            torch._foreach_mul_(same, coefficient.to(dtype))
+            torch._foreach_mul_([local(grad) for grad in same], coefficient.to(dtype))
     return found.norm

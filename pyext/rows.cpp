@@ -88,6 +88,11 @@ const char *Rows::start(int role, const View &view) {
 const char *Rows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
   View &view = role == 0 ? first_ : other_;
   if (!reader.read(tensor, view)) return "type";
+  PyObject *spec = reader.spec(tensor);
+  if (role == 0)
+    first_spec_ = spec;
+  else if (spec != first_spec_ && !same_placement(spec, row))
+    return "placement";
   if (row == 0)
     if (const char *reason = start(role, view)) return reason;
   if (!(view.dtype == type_[role])) return kernel_dtype(view.dtype) < 0 ? "dtype" : "mixed dtype";
@@ -104,6 +109,19 @@ const char *Rows::add(const TensorReader &reader, PyObject *tensor, int role, in
 
 int64_t Rows::bytes(int role, int64_t row) const {
   return role >= first_exponents_ ? num_blocks(numel[row]) : numel[row] * element_size(dtype[role]);
+}
+
+// Whether a layout that is another object than the parameter's says the same.
+bool Rows::same_placement(PyObject *spec, int64_t row) {
+  if (spec == nullptr || first_spec_ == nullptr) return false;
+  if (same_.size() < numel.size()) same_.resize(numel.size());
+  auto &[first, other] = same_[row];
+  if (first.ptr() == first_spec_ && other.ptr() == spec) return true;
+  const py::handle a = first_spec_, b = spec;
+  if (!a.attr("placements").equal(b.attr("placements")) || !a.attr("mesh").equal(b.attr("mesh"))) return false;
+  first = py::reinterpret_borrow<py::object>(a);
+  other = py::reinterpret_borrow<py::object>(b);
+  return true;
 }
 
 Mismatch Rows::gather(const TensorReader &reader, const std::vector<py::list> &roles, const std::vector<Kind> &kinds) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "dlpack_exchange.h"
@@ -36,7 +37,8 @@ struct Rows {
 
   // The last roles are of these kinds.
   void resize(int num_roles, int64_t num_rows, const std::vector<Kind> &kinds);
-  // Takes one tensor; roles of a row in order, the parameter first.  nullptr, or the reason why not.
+  // Takes one tensor; roles of a row in order, the parameter first.  nullptr, or the reason why not.  Of a DTensor it
+  // takes the local shard; all roles of a row must be laid out alike over the device mesh.
   const char *add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
   // Memory that a tensor takes.
   int64_t bytes(int role, int64_t row) const;
@@ -45,9 +47,13 @@ struct Rows {
 
  private:
   const char *start(int role, const View &view);
+  bool same_placement(PyObject *spec, int64_t row);
   std::vector<DLDataType> type_;  // per role
   int first_exponents_ = 0;       // role: from here on lists hold a byte per block of the parameter
   View first_, other_;
+  PyObject *first_spec_ = nullptr;  // borrowed: how the parameter of the row is laid out over its mesh, if it is
+  // Of each row the layouts that were found equal last, kept alive so that their addresses stay theirs.
+  std::vector<std::pair<py::object, py::object>> same_;
 };
 
 // The rows of an optimizer: parameters, and the dictionaries that hold their states.  One walk per step reads each

@@ -1,6 +1,8 @@
 // TensorReader: see dlpack_exchange.h.
 #include "dlpack_exchange.h"
 
+#include <structmember.h>
+
 namespace steepest_python {
 
 TensorReader::TensorReader() {
@@ -19,6 +21,22 @@ TensorReader::TensorReader() {
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return;
   auto *api = static_cast<const DLPackExchangeAPI *>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
   if (api->version.major == 1 && api->dltensor_from_py_object != nullptr) found_ = api_ = api;
+}
+
+bool TensorReader::adopt(const PyTypeObject *type) const {
+  const py::handle object = reinterpret_cast<PyObject *>(const_cast<PyTypeObject *>(type));
+  const std::string module = py::cast<std::string>(object.attr("__module__"));
+  if (module.rfind("torch.distributed", 0) != 0) return false;
+  const char *names[] = {"_local_tensor", "_spec"};
+  for (int i = 0; i < 2; ++i) {
+    const py::object member = py::getattr(object, names[i], py::none());
+    if (!Py_IS_TYPE(member.ptr(), &PyMemberDescr_Type)) return false;
+    const PyMemberDef *def = reinterpret_cast<PyMemberDescrObject *>(member.ptr())->d_member;
+    if (def->type != T_OBJECT_EX) return false;
+    offset_[i] = def->offset;
+  }
+  shard_type_ = type;
+  return true;
 }
 
 void TensorReader::use_fast(bool on) { api_ = on ? found_ : nullptr; }

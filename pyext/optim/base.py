@@ -12,6 +12,8 @@ from torch import Tensor
 
 from steepest import check, norms, storage
 from steepest._native import lib
+from steepest.distributed.norms import reduce_parts
+from steepest.distributed.shards import check_parameters
 from steepest.optim.options import KEYS, PRECISION, Precision
 from steepest.optim.state import ParamState
 from steepest.optim.table import MAGNITUDES, GroupPlan, GroupRule, Table, TableSet, decoded
@@ -54,6 +56,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             self._check_group(len(self.param_groups) - 1, self.param_groups[-1])
+            check_parameters(type(self).__name__, self.param_groups[-1]["params"])
         except Exception:
             self.param_groups.pop()
             raise
@@ -107,18 +110,24 @@ class FusedOptimizer(torch.optim.Optimizer):
         tables = self._prepared_tables(kind, groups, rules)
         if found_inf is not None and bool(found_inf != 0):
             return
-        coefficient = self._clip(tables, grad_scale) if self.max_grad_norm is not None else None
+        coefficient = None
+        if self.max_grad_norm is not None:
+            coefficient = self._clip(self._tables[kind.name], grad_scale)
         for table in tables:
             table.run(hyper, (grad_scale, coefficient, None), sources)
 
-    def _clip(self, tables: list[Table], grad_scale: Tensor | None) -> Tensor | None:
-        if not tables:
+    def _clip(self, found_tables: TableSet, grad_scale: Tensor | None) -> Tensor | None:
+        tables, reaches = found_tables.tables, found_tables.reaches
+        if not tables and not reaches:
             return None
-        device = tables[0].device
+        op = f"{type(self).__name__}.step"
+        device = next((p.device for params in found_tables.params for p in params), torch.device("cpu"))
         if device.type == "cpu":
-            found = norms.from_lists(lambda q, scale: [table.survey(q, scale) for table in tables], 2.0, device)
+            found = norms.from_lists(
+                lambda q, scale: reduce_parts(op, [(t.reach, t.survey(q, scale)) for t in tables], reaches), 2.0, device
+            )
         else:
-            found = norms.survey([grad for table in tables for grad in lib.gradients(table.params)])
+            found = norms.of_gradients(op, [p for params in found_tables.params for p in params])
         if grad_scale is not None:
             found = norms.Survey(found.norm / grad_scale.to(device), found.max_abs, found.nonfinite, found.q)
         self.grad_norm = found.norm

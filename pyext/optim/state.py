@@ -14,6 +14,8 @@ from collections.abc import ItemsView, ValuesView
 
 import torch
 
+from steepest.distributed.shards import is_dtensor
+
 
 class ParamState(dict):
     """The states of one parameter: a dict in every respect, which tells its table when somebody looks inside."""
@@ -66,8 +68,18 @@ for _name in (
 
 
 def owners(entry: dict, name: str) -> tuple[int, ...]:
-    """How many references there are to a state, to its tensor in C++, to its storage, and to that in C++."""
+    """How many references there are to a state, to its tensor in C++, to its storage, and to that in C++.
+
+    Of a DTensor the shard's, counted as the DTensor's own if that is less alone.
+    """
     state = dict.__getitem__(entry, name)
+    if type(state) is not torch.Tensor and is_dtensor(state):
+        outer = sys.getrefcount(state), state._use_count()
+        state = state._local_tensor
+        storage = state.untyped_storage()
+        # The shard has one owner, the DTensor, where a plain state has two, its entry and a list.
+        counts = max(outer[0], sys.getrefcount(state) + 1), max(outer[1], state._use_count())
+        return (*counts, sys.getrefcount(storage), torch._C._storage_Use_Count(storage._cdata))
     storage = state.untyped_storage()
     counts = sys.getrefcount(state), state._use_count(), sys.getrefcount(storage)
     return (*counts, torch._C._storage_Use_Count(storage._cdata))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from steepest import norms
 from steepest._native import lib, num_threads, reader
+from steepest.distributed.shards import check_8bit, first_element, local, local_lists, reach_of, reaches_of, reading
 from steepest.engine import Call, check_rows, step_checked, step_native
 from steepest.optim.options import KEYS, Precision
 from steepest.optim.state import ParamState, counter_untouched, untouched
@@ -119,6 +120,9 @@ class Table:
         keys = kind.keys(rule)
         self.names = (*keys, *stored_keys(rule, keys))
         self.params = [p for _, _, p in rows]
+        self.reach, self.reading = reach_of(self.params[0]), reading(self.params)
+        if rule.storage.block8:
+            check_8bit(self.op, self.params)
         self.entries = [state[p] for p in self.params]
         for entry, (_, group, p) in zip(self.entries, rows):
             if "step" not in entry:
@@ -155,14 +159,16 @@ class Table:
         """Gathers and checks everything; raises for mistakes; False when the table no longer fits the optimizer."""
         self.lists = None
         self._settle()
-        found = lib.gather(reader, self.guard, self.rows, list(self.open))
+        with self.reading:
+            found = lib.gather(reader, self.guard, self.rows, list(self.open))
         if found is None:
             return True
         if found[0] in ("stale", "no grad"):
             return False
         # Layouts that differ, a mix of dtypes, a foreign backend, or a mistake.
-        self.lists = self._all_lists()
-        check_rows(self.op, self.rule, self.lists, "auto")
+        lists = self._all_lists()
+        check_rows(self.op, self.rule, lists, "auto")
+        self.lists = lists
         return True
 
     @property
@@ -217,7 +223,7 @@ class Table:
 
     def _all_lists(self) -> list[list[Tensor]]:
         states = [[entry[name] for entry in self.entries] for name in self.names]
-        return [self.params, lib.gradients(self.params), *states]
+        return local_lists(self.op, self.rule.names, [self.params, lib.gradients(self.params), *states])
 
     def _run_from(self, sources: dict[Tensor, Tensor], call: Call, hyper: list[tuple], index: list[int] | None) -> None:
         lists = self.lists or self._all_lists()
@@ -225,16 +231,16 @@ class Table:
         for moved in (True, False):
             part = [i for i, source in enumerate(found) if (source is not None) == moved]
             roles = [[role[i] for i in part] for role in lists]
-            local = call.of_rows(part)
+            mine = call.of_rows(part)
             if moved:
                 kept = self.rule.storage
                 names = tuple(name for name in LISTS if name in kept.lists or name == "sources")
-                local = replace(local, rule=replace(self.rule, storage=replace(kept, lists=names)))
-                roles.insert(2 + len(self.rule.states) + names.index("sources"), [found[i] for i in part])
+                mine = replace(mine, rule=replace(self.rule, storage=replace(kept, lists=names)))
+                roles.insert(2 + len(self.rule.states) + names.index("sources"), [local(found[i]) for i in part])
             part_index = None if index is None else [index[i] for i in part]
-            if part and step_native(roles, local, hyper, part_index) is not None:
-                check_rows(self.op, local.rule, roles, "auto")
-                step_checked(self.op, local, roles, hyper, part_index)
+            if part and step_native(roles, mine, hyper, part_index) is not None:
+                check_rows(self.op, mine.rule, roles, "auto")
+                step_checked(self.op, mine, roles, hyper, part_index)
         torch.autograd.graph.increment_version(self.params)
 
     def _hyper_rows(self, hyper: dict[int, tuple]) -> tuple[list[tuple], list[int] | None]:
@@ -265,10 +271,13 @@ class TableSet:
                 else:
                     plan = rules[number]
                     rule = plan.precision.applied(plan.rule, p.dtype)
-                    buckets.setdefault((p.device, p.dtype, rule, plan.precision), []).append((number, group, p))
+                    key = (p.device, p.dtype, rule, plan.precision, reach_of(p))
+                    buckets.setdefault(key, []).append((number, group, p))
+        # Every rank takes part in a joint norm, also one whose parameters have no gradients.
+        self.reaches = reaches_of(every)
         self.tables = []
-        for (_, _, rule, precision), rows in buckets.items():
-            index = [first[id(p)] for _, _, p in rows] if precision.draws(rule) else None
+        for (_, _, rule, precision, _), rows in buckets.items():
+            index = [first[id(p)] + first_element(p) for _, _, p in rows] if precision.draws(rule) else None
             self.tables.append(Table(kind, rule, precision, rows, state, index))
         self.entries = list(state.values())
 
