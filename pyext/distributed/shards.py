@@ -148,3 +148,11 @@ def _laid_out_like(where: str, tensor: Tensor, p: Tensor, movable: bool) -> Tens
     if not movable:
         raise ValueError(f"{where} has placements {tensor.placements}, expected its parameter's, {p.placements}")
     return tensor.redistribute(placements=p.placements)
+
+
+def gradient_shard(op: str, p: Tensor) -> Tensor:
+    """This rank's shard of a parameter's gradient, laid out like the parameter; zeros where this rank has none."""
+    shard = local(p.detach())
+    return (
+        shard.new_zeros(shard.shape) if p.grad is None else local(_laid_out_like(f"{op}: a gradient", p.grad, p, True))
+    )

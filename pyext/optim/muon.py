@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from steepest import check
-from steepest.matrix.polar import plan, polar
+from steepest.distributed.muon import MuonStep
+from steepest.distributed.shards import is_dtensor
+from steepest.matrix import muon_rule
+from steepest.matrix.muon_rule import SCALES
+from steepest.matrix.polar import plan
 from steepest.optim.adamw import AdamW
 from steepest.optim.base import FusedOptimizer, run_closure
 from steepest.optim.options import shared_defaults
 from steepest.optim.split import Assignment, assign
 from steepest.optim.table import NO_SCALARS
 
-SCALES: dict[str, Callable[[int, int], float]] = {
-    # out x in matrix -> factor on lr.  Sources: Jordan et al. 2024; Liu et al. 2025 (Moonlight), which matches the
-    # root mean square of AdamW's update; Bernstein & Newhouse 2024, steepest descent in the spectral norm.
-    "keller": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
-    "match-adamw-rms": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
-    "spectral": lambda rows, columns: math.sqrt(rows / columns),
-    "none": lambda rows, columns: 1.0,
-}
-ADAMW_DEFAULTS = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
+KEPT = ("split", "_muon_defaults", "_adamw_defaults")  # when pickled, beside torch's own
 # Same-shape matrices are orthogonalised in one batch of at most this many elements (64 MiB in float32).
 BATCH_ELEMENTS = 1 << 24
+ADAMW_DEFAULTS = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2)
 
 
 ADAMW_SHARED = shared_defaults(maximize=False, cautious=False, l1=0.0, clip_value=None, decoupled_weight_decay=True)
@@ -53,6 +49,12 @@ class Muon(FusedOptimizer):
             sqrt(out/in), "none", or a callable (out, in) -> float.
         adamw: options of the AdamW groups: lr (1e-3), betas (0.9, 0.999), eps (1e-8), weight_decay (1e-2).
 
+        process_group: the ranks that hold plain parameters alike, as DistributedDataParallel's do: they share the work.
+
+    Matrices that are DTensors (FSDP2, HSDP, tensor parallel) are shared out among the ranks of their mesh: each goes
+    whole to one rank, by cost, or, if it is cut along its long side alone and that sends less, n x n Gram matrices are
+    added up (see `steepest.distributed.muon`).  A parameter without a gradient on some ranks counts as zero there.
+
     `split` lists what became of each parameter and why.  State: `momentum_buffer` in the parameter's dtype for
     matrices; `step`, `exp_avg`, `exp_avg_sq` for the others.  Gradients are never modified.
 
@@ -74,6 +76,8 @@ class Muon(FusedOptimizer):
         steps: int = 5,
         scale: str | Callable[[int, int], float] = "keller",
         adamw: dict | None = None,
+        *,
+        process_group=None,
     ):
         unknown = set(adamw or ()) - set(ADAMW_DEFAULTS)
         if unknown:
@@ -83,7 +87,7 @@ class Muon(FusedOptimizer):
             scale=scale,
         )  # fmt: skip
         self._adamw_defaults = {**ADAMW_DEFAULTS, **(adamw or {}), "amsgrad": False, **ADAMW_SHARED}
-        self.split: list[Assignment] = []
+        self.process_group, self._spread = process_group, None
         groups, self.split = self._split_groups(params)
         super().__init__(groups, {})
 
@@ -146,22 +150,40 @@ class Muon(FusedOptimizer):
         loss = run_closure(closure)
         numbered = list(enumerate(self.param_groups))
         others = [(number, group) for number, group in numbered if group["algorithm"] == "adamw"]
-        rules, numbers = self._rules_and_numbers(AdamW.kind, others)
-        matrices = [group for _, group in numbered if group["algorithm"] == "muon"]
-        for number, group in numbered:
-            if group["algorithm"] == "muon":
+        matrices = {number: group for number, group in numbered if group["algorithm"] == "muon"}
+        spread = self._spread_step(matrices)
+        try:
+            rules, numbers = self._rules_and_numbers(AdamW.kind, others)
+            for number, group in matrices.items():
                 self._check_group(number, group)
                 _check_gradients(number, group)
-        for table in self._prepared_tables(AdamW.kind, others, rules):
+            tables = self._prepared_tables(AdamW.kind, others, rules)
+        except (ValueError, TypeError, RuntimeError) as error:
+            if spread is not None:
+                spread.agree(error)  # the other ranks must not wait for this one
+            raise
+        given = None if spread is None else spread.agree(None)
+        for table in tables:
             table.run(numbers, NO_SCALARS)
-        for group in matrices:
+        for group in matrices.values():
             self._step_matrices(group)
+        if spread is not None:
+            spread.run(given, self.state)
         return loss
 
+    def _spread_step(self, matrices: dict[int, dict]) -> MuonStep | None:
+        """What steps the matrices that are spread over ranks; None when there are none."""
+        if self._spread is None or not self._spread.fits(matrices):
+            self._spread = MuonStep("Muon.step", matrices, self.process_group)
+        return self._spread if self._spread.entries else None
+
     def _step_matrices(self, group: dict) -> None:
+        """The matrices that this process has to itself."""
+        if self.process_group is not None:
+            return
         buckets: dict[tuple, list[Tensor]] = {}
         for p in group["params"]:
-            if p.grad is not None and p.numel():
+            if p.grad is not None and p.numel() and not is_dtensor(p):
                 buckets.setdefault((p.shape, p.dtype, p.device), []).append(p)
         for (shape, _, _), params in buckets.items():
             at_once = max(1, BATCH_ELEMENTS // shape.numel())
@@ -170,18 +192,18 @@ class Muon(FusedOptimizer):
 
     def _step_batch(self, group: dict, params: list[Tensor]) -> None:
         """Momentum, polar factor and update for matrices of one shape."""
-        lr, momentum = float(group["lr"]), group["momentum"]
-        scale = group["scale"] if callable(group["scale"]) else SCALES[group["scale"]]
-        grads = [p.grad for p in params]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        updates = torch._foreach_lerp(grads, buffers, momentum) if group["nesterov"] else buffers
-        # On a GPU half precision is the working precision of choice: 8x more accurate than bfloat16 at its speed.
-        working = torch.float16 if params[0].is_cuda else None
-        options = dict(schedule=group["schedule"], steps=group["steps"], dtype=working)
-        factors = polar(torch.stack(updates), **options).unbind() if len(params) > 1 else [polar(updates[0], **options)]
-        torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(params, list(factors), alpha=-lr * scale(*params[0].shape))
+        updates = muon_rule.with_momentum(group, [p.grad for p in params], buffers)
+        factors = muon_rule.factors(group, updates)
+        muon_rule.decay(group, params)
+        muon_rule.descend(group, tuple(params[0].shape), params, factors)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {name: self.__dict__[name] for name in KEPT}
+
+    def __setstate__(self, state: dict) -> None:
+        self._spread, self.process_group = None, None
+        super().__setstate__(state)
 
 
 def _place(name: str | None, p: Tensor, algorithm: str | None) -> Assignment:

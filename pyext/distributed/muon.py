@@ -1,0 +1,279 @@
+"""Muon over ranks: each matrix goes whole to one owner, or, cut along its long side only, its Gram matrix is added up.
+
+The owner of a matrix computes what a single process would, on the same numbers: the polar factor does not depend on
+the number of ranks.  Work goes round by round, so that the shards of the next round and the results of the last travel
+while one is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from steepest.distributed import gram, owners
+from steepest.distributed.agreement import agree
+from steepest.distributed.exchange import Exchange, Task, buffer_elements
+from steepest.distributed.layout import Layout, layout_of, size
+from steepest.distributed.shards import gradient_shard, is_dtensor, local, reach_of
+from steepest.matrix import muon_rule
+from steepest.matrix.polar import plan
+
+ROUND_ELEMENTS = 1 << 24  # of matrices that one owner works on in a round, unless one alone is larger
+ROUNDS = 4  # at least, where there are as many matrices: what is sent can only hide behind another round's work
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A matrix of a Muon group."""
+
+    number: int  # of its group
+    p: Tensor
+    layout: Layout
+
+    @property
+    def key(self) -> tuple:
+        """Matrices of one key are orthogonalised in one batch."""
+        return self.number, self.layout.shape
+
+
+@dataclass
+class Plan:
+    """Who does what, for matrices of one team and dtype; from layouts and options alone, so the same on every rank.
+
+    tasks: one per matrix that has an owner, `tensor` its place in entries; costs: their FLOPs.  rounds: places in
+    tasks.  grams: places in entries of the matrices whose Gram matrix is added up; gram_bytes: what that sends.
+    """
+
+    entries: list[Entry]
+    tasks: list[Task] = field(default_factory=list)
+    costs: list[int] = field(default_factory=list)
+    rounds: list[list[int]] = field(default_factory=list)
+    grams: list[int] = field(default_factory=list)
+    gram_bytes: int = 0
+
+    def imbalance(self) -> float:
+        """How much longer than the mean the busiest owner works, as a fraction."""
+        return owners.imbalance(self.costs, [task.owner for task in self.tasks], len(self.entries[0].layout.team))
+
+    def buffer_elements(self, rank: int) -> int:
+        """Most elements that a rank holds beside shards, momentum and updates: those of two neighbouring rounds."""
+        rounds = [buffer_elements([self.tasks[i] for i in places], rank) for places in self.rounds] or [0]
+        return max(a + b for a, b in zip(rounds, [*rounds[1:], 0]))
+
+
+def make_plan(entries: Sequence[Entry], groups: dict[int, dict]) -> Plan:
+    """groups: number of a group -> its param group, of which schedule and steps are read."""
+    out = Plan(list(entries))
+    ranks = len(entries[0].layout.team)
+    for i, entry in enumerate(entries):
+        layout, options = entry.layout, _options(groups[entry.number])
+        added_up, owned = _gram_bytes(entry, options), _owned_bytes(entry)
+        if added_up is not None and added_up <= owned:
+            out.grams.append(i)
+            out.gram_bytes += added_up
+        else:
+            out.tasks.append(Task(i, layout, tuple((0, n) for n in layout.shape), 0))
+            out.costs.append(plan(layout.shape, torch.float32, entry.p.device, **options).flops)
+    found = owners.assign(out.costs, ranks)
+    out.tasks = [Task(t.tensor, t.layout, t.where, owner) for t, owner in zip(out.tasks, found)]
+    out.rounds = _rounds(out, ranks)
+    return out
+
+
+def _options(group: dict) -> dict:
+    return dict(schedule=group["schedule"], steps=group["steps"])
+
+
+def _gram_bytes(entry: Entry, options: dict) -> int | None:
+    """None when the matrix is not cut along its long side alone."""
+    if not is_dtensor(entry.p) or gram.long_side(entry.layout) is None:
+        return None
+    device = entry.p.device
+    runs = gram.gram_plan(entry.layout.shape, device, options, muon_rule.working_dtype(device)).grams
+    return 4 * gram.sent_elements(entry.layout, reach_of(entry.p), runs)
+
+
+def _owned_bytes(entry: Entry) -> int:
+    """What is sent when the first rank owns the matrix: its other shards there, and all other shards back."""
+    layout = entry.layout
+    there = sum(size(layout.regions[r]) for r in layout.source(0) if r)
+    return (there + sum(size(region) for region in layout.regions[1:])) * entry.p.element_size()
+
+
+def _rounds(made: Plan, ranks: int) -> list[list[int]]:
+    """Each owner's tasks, batches of one key together, cut into as many rounds of equal size as the largest needs."""
+    numel = [math.prod(task.shape) for task in made.tasks]
+    mine = [[i for i, task in enumerate(made.tasks) if task.owner == r] for r in range(ranks)]
+    total = [sum(numel[i] for i in places) for places in mine]
+    if not made.tasks:
+        return []
+    count = max(-(-max(total) // ROUND_ELEMENTS), min(ROUNDS, max(map(len, mine))))
+    rounds: list[list[int]] = [[] for _ in range(count)]
+    for places, elements in zip(mine, total):
+        before = 0
+        for i in sorted(places, key=lambda i: (-made.costs[i], made.entries[made.tasks[i].tensor].key, i)):
+            rounds[min(count - 1, before * count // max(1, elements))].append(i)
+            before += numel[i]
+    return [sorted(places) for places in rounds if places]
+
+
+class MuonStep:
+    """All Muon matrices of an optimizer that are spread over ranks."""
+
+    def __init__(self, op: str, groups: dict[int, dict], process_group: dist.ProcessGroup | None):
+        self.op, self.groups = op, groups
+        self.entries = [
+            Entry(number, p, layout_of(p, process_group))
+            for number, group in groups.items()
+            for p in group["params"]
+            if is_dtensor(p) or process_group is not None
+        ]
+        self._lanes: dict[tuple, list[Lane]] = {}
+        self._settings = self._read_settings()
+
+    def _read_settings(self) -> tuple:
+        return tuple((n, g["schedule"], g["steps"], tuple(map(id, g["params"]))) for n, g in self.groups.items())
+
+    def fits(self, groups: dict[int, dict]) -> bool:
+        same = len(groups) == len(self.groups) and all(groups[n] is g for n, g in self.groups.items() if n in groups)
+        return same and self._settings == self._read_settings()
+
+    def teams(self) -> list:
+        return list(dict.fromkeys(entry.layout.team for entry in self.entries))
+
+    def agree(self, error: Exception | None) -> list[bool]:
+        """Which entries have a gradient on any rank; raises on every rank when one has an error."""
+        given = [entry.p.grad is not None for entry in self.entries]
+        for team in self.teams():
+            places = [i for i, entry in enumerate(self.entries) if entry.layout.team == team]
+            found = agree(self.op, team, [given[i] for i in places], error, self.entries[places[0]].p.device)
+            for i, flag in zip(places, found):
+                given[i] = flag
+        return given
+
+    def run(self, given: list[bool], state: dict) -> None:
+        key = tuple(given)
+        if key not in self._lanes:
+            self._lanes[key] = self._make_lanes([e for e, yes in zip(self.entries, given) if yes and e.p.numel()])
+        for lane in self._lanes[key]:
+            lane.run(state)
+
+    def _make_lanes(self, entries: list[Entry]) -> list[Lane]:
+        alike: dict[tuple, list[Entry]] = {}
+        for entry in entries:
+            alike.setdefault((entry.layout.team, entry.p.dtype, entry.p.device), []).append(entry)
+        return [Lane(self.op, make_plan(same, self.groups), self.groups) for same in alike.values()]
+
+    def lanes(self) -> list[Lane]:
+        """The plans of the steps so far, with what they sent."""
+        return [lane for lanes in self._lanes.values() for lane in lanes]
+
+
+class Lane:
+    """Executes one plan."""
+
+    def __init__(self, op: str, made: Plan, groups: dict[int, dict]):
+        self.op, self.plan, self.groups = op, made, groups
+        first = made.entries[0].p
+        self.exchanges = [Exchange(op, [made.tasks[i] for i in r], first.dtype, first.device) for r in made.rounds]
+        self.gram_factors = gram.GramFactors(op)
+
+    @property
+    def sent(self) -> float:
+        """Bytes that have left this rank so far."""
+        return sum(exchange.sent for exchange in self.exchanges) + self.gram_factors.sent
+
+    @property
+    def traffic(self) -> int:
+        """Bytes that leave all ranks together in one step, beside norms and gradient flags."""
+        return sum(exchange.traffic for exchange in self.exchanges) + self.plan.gram_bytes
+
+    def run(self, state: dict) -> None:
+        entries = self.plan.entries
+        params = [local(entry.p.detach()) for entry in entries]
+        updates = self._updates(params, state)
+        for number, places in self._by(lambda entry: entry.number, range(len(entries))).items():
+            filled = [params[i] for i in places if params[i].numel()]
+            if filled:
+                muon_rule.decay(self.groups[number], filled)
+        self._add_up_grams(params, updates)
+        self._rounds(params, updates)
+        torch.autograd.graph.increment_version([entry.p for entry in entries])
+
+    def _by(self, key, places) -> dict:
+        out: dict = {}
+        for i in places:
+            out.setdefault(key(self.plan.entries[i]), []).append(i)
+        return out
+
+    def _updates(self, params: list[Tensor], state: dict) -> list[Tensor]:
+        """Each shard of U: what momentum makes of the gradient, elementwise."""
+        entries = self.plan.entries
+        grads = [gradient_shard(self.op, entry.p) for entry in entries]
+        buffers = []
+        for entry in entries:
+            if "momentum_buffer" not in state[entry.p]:
+                state[entry.p]["momentum_buffer"] = torch.zeros_like(entry.p)
+            buffers.append(local(state[entry.p]["momentum_buffer"]))
+        out = list(params)
+        for number, places in self._by(lambda entry: entry.number, range(len(entries))).items():
+            filled = [i for i in places if params[i].numel()]
+            if filled:
+                group = self.groups[number]
+                found = muon_rule.with_momentum(group, [grads[i] for i in filled], [buffers[i] for i in filled])
+                for i, update in zip(filled, found):
+                    out[i] = update
+        return out
+
+    def _add_up_grams(self, params: list[Tensor], updates: list[Tensor]) -> None:
+        entries = self.plan.entries
+        for (number, layout, reach), places in self._by(
+            lambda entry: (entry.number, entry.layout, reach_of(entry.p)), self.plan.grams
+        ).items():
+            group = self.groups[number]
+            at_once = max(1, ROUND_ELEMENTS // math.prod(layout.shape))
+            for first in range(0, len(places), at_once):
+                some = places[first : first + at_once]
+                working = muon_rule.working_dtype(entries[some[0]].p.device)
+                found = self.gram_factors([updates[i] for i in some], layout, reach, _options(group), working)
+                muon_rule.descend(group, layout.shape, [params[i] for i in some], found)
+
+    def _rounds(self, params: list[Tensor], updates: list[Tensor]) -> None:
+        """Shards in, factors out; the next round's shards and the last round's factors travel meanwhile."""
+        coming = self.exchanges[0].collect(updates) if self.exchanges else None
+        going = None
+        for k, exchange in enumerate(self.exchanges):
+            arrived = coming
+            if k + 1 < len(self.exchanges):
+                coming = self.exchanges[k + 1].collect(updates)
+            blocks = exchange.collected(arrived)
+            under_way = exchange.publish(self._factors(exchange, blocks))
+            if going is not None:
+                self._apply(*going, params)
+            going = exchange, under_way
+        if going is not None:
+            self._apply(*going, params)
+
+    def _factors(self, exchange: Exchange, blocks: dict[int, Tensor]) -> dict[int, Tensor]:
+        alike: dict[tuple, list[int]] = {}
+        for i in blocks:
+            alike.setdefault(self.plan.entries[exchange.tasks[i].tensor].key, []).append(i)
+        out = {}
+        for (number, _), places in sorted(alike.items()):
+            out.update(zip(places, muon_rule.factors(self.groups[number], [blocks[i] for i in places])))
+        return out
+
+    def _apply(self, exchange: Exchange, under_way, params: list[Tensor]) -> None:
+        alike: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
+        for i, index, factor in exchange.published(under_way):
+            place = exchange.tasks[i].tensor
+            targets, changes = alike.setdefault(self.plan.entries[place].key, ([], []))
+            targets.append(params[place][index])
+            changes.append(factor)
+        for (number, shape), (targets, changes) in alike.items():
+            muon_rule.descend(self.groups[number], shape, targets, changes)
