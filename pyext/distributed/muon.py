@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from steepest.distributed import gram, owners
-from steepest.distributed.agreement import agree
+from steepest.distributed.agreement import Roster
 from steepest.distributed.exchange import Exchange, Task, buffer_elements
-from steepest.distributed.layout import Layout, layout_of, size
+from steepest.distributed.layout import Layout, size
 from steepest.distributed.shards import gradient_shard, is_dtensor, local, reach_of
 from steepest.matrix import muon_rule
 from steepest.matrix.polar import plan
@@ -127,12 +127,10 @@ class MuonStep:
 
     def __init__(self, op: str, groups: dict[int, dict], process_group: dist.ProcessGroup | None):
         self.op, self.groups = op, groups
-        self.entries = [
-            Entry(number, p, layout_of(p, process_group))
-            for number, group in groups.items()
-            for p in group["params"]
-            if is_dtensor(p) or process_group is not None
-        ]
+        params = [p for group in groups.values() for p in group["params"]]
+        number = {id(p): n for n, group in groups.items() for p in group["params"]}
+        self.roster = Roster(op, params, process_group)
+        self.entries = [Entry(number[id(p)], p, lay) for p, lay in zip(self.roster.params, self.roster.layouts)]
         self._lanes: dict[tuple, list[Lane]] = {}
         self._settings = self._read_settings()
 
@@ -140,21 +138,8 @@ class MuonStep:
         return tuple((n, g["schedule"], g["steps"], tuple(map(id, g["params"]))) for n, g in self.groups.items())
 
     def fits(self, groups: dict[int, dict]) -> bool:
-        same = len(groups) == len(self.groups) and all(groups[n] is g for n, g in self.groups.items() if n in groups)
+        same = groups.keys() == self.groups.keys() and all(groups[n] is group for n, group in self.groups.items())
         return same and self._settings == self._read_settings()
-
-    def teams(self) -> list:
-        return list(dict.fromkeys(entry.layout.team for entry in self.entries))
-
-    def agree(self, error: Exception | None) -> list[bool]:
-        """Which entries have a gradient on any rank; raises on every rank when one has an error."""
-        given = [entry.p.grad is not None for entry in self.entries]
-        for team in self.teams():
-            places = [i for i, entry in enumerate(self.entries) if entry.layout.team == team]
-            found = agree(self.op, team, [given[i] for i in places], error, self.entries[places[0]].p.device)
-            for i, flag in zip(places, found):
-                given[i] = flag
-        return given
 
     def run(self, given: list[bool], state: dict) -> None:
         key = tuple(given)

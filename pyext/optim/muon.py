@@ -160,9 +160,9 @@ class Muon(FusedOptimizer):
             tables = self._prepared_tables(AdamW.kind, others, rules)
         except (ValueError, TypeError, RuntimeError) as error:
             if spread is not None:
-                spread.agree(error)  # the other ranks must not wait for this one
+                spread.roster.agree(error)  # the other ranks must not wait for this one
             raise
-        given = None if spread is None else spread.agree(None)
+        given = None if spread is None else spread.roster.agree(None)
         for table in tables:
             table.run(numbers, NO_SCALARS)
         for group in matrices.values():

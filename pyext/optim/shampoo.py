@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from steepest import check
+from steepest.distributed.agreement import Roster
+from steepest.distributed.shards import is_dtensor
 from steepest.matrix.root_plan import ORDERS, plan
 from steepest.optim.adamw import AdamW
 from steepest.optim.base import FusedOptimizer, run_closure
@@ -52,6 +54,12 @@ class Shampoo(FusedOptimizer):
             ("one-sided") or by its statistic's diagonal ("diagonal").
         adamw: options of the AdamW groups: lr, betas, eps, weight_decay.
 
+        process_group: the ranks that hold plain parameters alike, as DistributedDataParallel's do: they share the work.
+
+    With a process group, and for parameters that are DTensors (FSDP2, HSDP, tensor parallel), each block belongs to
+    one rank, by cost, which alone keeps its states (see `steepest.distributed.shampoo`); checkpoints go through
+    torch.distributed.checkpoint, and other numbers of ranks can load them.
+
     A block whose gradient is not finite, or above 1e18 (1e150 in float64), is skipped in that step.  One whose
     statistic has no root keeps the previous one; `state[p]["refreshed.<block>"]` is the step of the last good root.
     All of this is decided on the device.
@@ -77,6 +85,7 @@ class Shampoo(FusedOptimizer):
         momentum: float = 0.0, nesterov: bool = False, *, absolute_ridge: bool = False, tol: float = 1e-3,
         grafting_beta: float = 0.999, grafting_eps: float = 1e-8, exponent: int | None = None, large_dim: int = 16384,
         large_dim_fallback: str = "one-sided", merge_dims: bool = True, adamw: dict | None = None,
+        process_group=None,
     ):  # fmt: skip
         unknown = set(adamw or ()) - set(ADAMW_DEFAULTS)
         if unknown:
@@ -90,7 +99,8 @@ class Shampoo(FusedOptimizer):
         # The options of an AdamW group are those of steepest.optim.AdamW, whatever these are.
         template = AdamW([torch.zeros(1, requires_grad=True)], **{**ADAMW_DEFAULTS, **(adamw or {})})
         self._adamw_defaults = dict(template.defaults)
-        self._steps: dict[int, ShampooStep] = {}
+        self.process_group = process_group
+        self._steps: dict[int, tuple[ShampooStep | None, ShampooStep | None]] = {}
         groups, self.split = self._split_groups(params)
         super().__init__(groups, {})
 
@@ -167,23 +177,43 @@ class Shampoo(FusedOptimizer):
         """One step; returns the closure's loss, if there is a closure."""
         loss = run_closure(closure)
         numbered = list(enumerate(self.param_groups))
-        for number, group in numbered:
-            if group["algorithm"] == "shampoo":
+        matrices = [(number, group) for number, group in numbered if group["algorithm"] == "shampoo"]
+        others = [(number, group) for number, group in numbered if group["algorithm"] == "adamw"]
+        try:
+            for number, group in matrices:
                 self._check_group(number, group)
                 _check_gradients(number, group)
-        prepared = [(self._prepared(n, group), group) for n, group in numbered if group["algorithm"] == "shampoo"]
-        self.step_rule(AdamW.kind, [(n, group) for n, group in numbered if group["algorithm"] == "adamw"])
-        for shampoo, group in prepared:
-            shampoo.run(group)
+            prepared = [(self._prepared(n, group), group) for n, group in matrices]
+            if any(spread for (_, spread), _ in prepared):  # other ranks must not find out in the middle of a step
+                rules, _ = self._rules_and_numbers(AdamW.kind, others)
+                self._prepared_tables(AdamW.kind, others, rules)
+        except (ValueError, TypeError, RuntimeError) as error:
+            for _, group in matrices:
+                Roster("Shampoo.step", group["params"], self.process_group).agree(error)
+            raise
+        agreed = [step.roster.agree(None) for (_, step), _ in prepared if step is not None]
+        self.step_rule(AdamW.kind, others)
+        for (alone, spread), group in prepared:
+            if alone is not None:
+                alone.run(group)
+            if spread is not None:
+                spread.run_agreed(group, agreed.pop(0))
         return loss
 
-    def _prepared(self, number: int, group: dict) -> ShampooStep:
-        """The group's stacks; anew when its parameters, their dtypes or the entries of their states have changed."""
-        found = self._steps.get(number)
-        if found is None or not found.fits(group, self.state):
-            found = ShampooStep(group, self.state, FALLBACKS[group["large_dim_fallback"]])
-            self._steps[number] = found
-        return found
+    def _prepared(self, number: int, group: dict) -> tuple[ShampooStep | None, ShampooStep | None]:
+        """What steps the group's own parameters and those that are spread over ranks; anew when these have changed."""
+        spread = [p for p in group["params"] if self.process_group is not None or is_dtensor(p)]
+        alone = [] if spread and self.process_group is not None else [p for p in group["params"] if not is_dtensor(p)]
+        fallback = FALLBACKS[group["large_dim_fallback"]]
+        own, shared = self._steps.get(number, (None, None))
+        if alone and (own is None or not own.fits(alone, group, self.state)):
+            own = ShampooStep(alone, group, self.state, fallback)
+        if spread and (shared is None or not shared.fits(spread, group, self.state)):
+            from steepest.distributed.shampoo import SpreadShampooStep
+
+            shared = SpreadShampooStep(group, self.state, fallback, self.process_group)
+        self._steps[number] = (own if alone else None), (shared if spread else None)
+        return self._steps[number]
 
     def state_dict(self) -> dict:
         """As torch's; each tensor with memory of its own, not a view of the stacks."""
@@ -211,7 +241,7 @@ class Shampoo(FusedOptimizer):
         }
 
     def __setstate__(self, state: dict) -> None:
-        self._steps = {}
+        self._steps, self.process_group = {}, None
         super().__setstate__(state)
 
 

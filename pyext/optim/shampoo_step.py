@@ -27,19 +27,29 @@ def _names(group: dict) -> tuple[str, ...]:
 class ShampooStep:
     """Stacks of one group, the step counters of its parameters, and the update rule over them."""
 
-    def __init__(self, group: dict, state: dict, fallback: str):
-        self.params = list(group["params"])
+    def __init__(self, params: list[Tensor], group: dict, state: dict, fallback: str):
+        self.params = list(params)
         self.state = state
         self.key = self._key(group)
         # One tensor holds all counters; each state["step"] is a 0-dim view of it.
         self.steps = torch.tensor([float(state[p].get("step", 0)) for p in self.params])
         self.counts = self.steps.numpy()
         self.place = {p: i for i, p in enumerate(self.params)}
-        self.buckets = make_buckets([p for p in self.params if p.numel()], {**group, "large_dim_fallback": fallback})
+        self.buckets = self.make_buckets({**group, "large_dim_fallback": fallback})
         for bucket in self.buckets:
             bucket.allocate(_names(group), torch.promote_types(bucket.blocks[0].param.dtype, torch.float32))
         self._adopt()
         self.entries = [state[p] for p in self.params]
+
+    # What a step over ranks does otherwise (distributed/shampoo.py).
+    def make_buckets(self, group: dict) -> list[Bucket]:
+        return make_buckets([p for p in self.params if p.numel()], group)
+
+    def has_grad(self, p: Tensor) -> bool:
+        return p.grad is not None
+
+    def decay(self, given: list[Tensor], factor: float) -> None:
+        torch._foreach_mul_(given, factor)
 
     def _key(self, group: dict) -> tuple:
         dtypes = [(p.dtype, p.device, p.shape) for p in self.params]
@@ -63,8 +73,7 @@ class ShampooStep:
                         row.copy_(entry[key])
                     entry[key] = row
 
-    def fits(self, group: dict, state: dict) -> bool:
-        params = group["params"]
+    def fits(self, params: list[Tensor], group: dict, state: dict) -> bool:
         return (
             self.state is state
             and len(params) == len(self.params)
@@ -74,18 +83,18 @@ class ShampooStep:
         )
 
     def run(self, group: dict) -> None:
-        given = [p for p in self.params if p.grad is not None]
+        given = [p for p in self.params if self.has_grad(p)]
         for p in given:
             self.counts[self.place[p]] += 1
-        if group["weight_decay"]:
-            torch._foreach_mul_(given, 1 - float(group["lr"]) * group["weight_decay"])
+        if group["weight_decay"] and given:
+            self.decay(given, 1 - float(group["lr"]) * group["weight_decay"])
         # Statistics and roots feed on each other for thousands of steps: no silent bfloat16 products.
         for bucket in self.buckets:
             with torch.autocast(bucket.blocks[0].param.device.type, enabled=False), full_float32():
                 self._step_bucket(bucket, group)
 
     def _step_bucket(self, bucket: Bucket, group: dict) -> None:
-        with_grad = [block.param.grad is not None for block in bucket.blocks]
+        with_grad = [self.has_grad(block.param) for block in bucket.blocks]
         if not any(with_grad):
             return
         counts = [int(self.counts[self.place[block.param]]) for block in bucket.blocks]
