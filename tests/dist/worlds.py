@@ -77,11 +77,16 @@ def _main(rank: int, world: int, port: int, folder: str, todo: list[tuple[str, s
     dist.destroy_process_group()
 
 
-def run(world: int, todo: list[tuple[str, str]], limit: float = 120.0) -> dict[str, dict[int, str]]:
-    """Runs the checks in one world; what each rank said about each check, "" for success; absent: not reached."""
+def run(
+    world: int, todo: list[tuple[str, str]], limit: float = 120.0, shared: str | None = None
+) -> dict[str, dict[int, str]]:
+    """Runs the checks in one world; what each rank said about each check, "" for success; absent: not reached.
+
+    shared: a folder that outlives the world.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOAD, *{module for module, _ in todo}])
-    results, port, folder = context.Queue(), free_port(), tempfile.mkdtemp()
+    results, port, folder = context.Queue(), free_port(), shared or tempfile.mkdtemp()
     os.environ["OMP_NUM_THREADS"] = "1"
     ranks = [context.Process(target=_main, args=(r, world, port, folder, todo, results)) for r in range(world)]
     said: dict[str, dict[int, str]] = {name: {} for _, name in todo}
@@ -102,7 +107,8 @@ def run(world: int, todo: list[tuple[str, str]], limit: float = 120.0) -> dict[s
         for process in ranks:
             if process.is_alive():
                 process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        if shared is None:
+            shutil.rmtree(folder, ignore_errors=True)
     return said
 
 
