@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from steepest import check, norms, storage
-from steepest._native import lib
 from steepest.distributed.norms import reduce_parts
 from steepest.distributed.shards import check_parameters
 from steepest.optim.options import KEYS, PRECISION, Precision
