@@ -8,17 +8,17 @@ from steepest import reference, schedules
 from steepest._version import __version__
 from steepest.explain import explain
 from steepest.info import info
-from steepest.matrix.polar import polar
-from steepest.matrix.roots import effective_dimension, inverse_root
+from steepest.matrix.roots import effective_dimension
+from steepest.ops import inverse_root, polar
 
 # What needs the compiled module is imported when it is first asked for, so that `info` can say what is wrong with an
 # installation whose compiled module is missing.
 _STEPS = ("adagrad_", "adam_", "adamw_", "lion_", "rmsprop_", "sgd_", "sign_")
 _COMPILED = {
-    **dict.fromkeys(_STEPS, "steepest.multi_tensor"),
+    **dict.fromkeys(_STEPS, "steepest.ops_steps"),
     "clip_grad_norm_": "steepest.norms",
     "normed_descent_": "steepest.optim.normed_descent",
-    "survey": "steepest.norms",
+    "survey": "steepest.ops_steps",
     "distributed": None,
     "optim": None,
 }

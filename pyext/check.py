@@ -89,7 +89,7 @@ def one(where: str, tensor, *, written: bool, dtypes: Sequence[torch.dtype] = DT
     if tensor.layout != torch.strided:
         raise ValueError(f"{where} is {tensor.layout}; only dense tensors are supported, call .to_dense() first")
     if type(tensor) not in (Tensor, torch.nn.Parameter):
-        raise TypeError(f"{where} is a {type(tensor).__name__}; expected a plain torch.Tensor, Parameter or DTensor")
+        raise TypeError(f"{where} is a {type(tensor).__name__}; expected a plain torch.Tensor or Parameter")
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{where} is on {tensor.device}; supported: cpu, cuda")
     if tensor.dtype not in dtypes:

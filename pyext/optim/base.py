@@ -13,6 +13,7 @@ from torch import Tensor
 from steepest import check, norms, storage
 from steepest.distributed.norms import reduce_parts
 from steepest.distributed.shards import check_parameters
+from steepest.ops_steps import enlist, traced_step
 from steepest.optim.options import KEYS, PRECISION, Precision
 from steepest.optim.state import ParamState
 from steepest.optim.table import MAGNITUDES, GroupPlan, GroupRule, Table, TableSet, decoded
@@ -38,6 +39,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if max_grad_norm is not None:
             max_grad_norm = check.number(type(self).__name__, "max_grad_norm", max_grad_norm, 0)
         self.max_grad_norm, self.grad_norm = max_grad_norm, None
+        self.number_in_graphs = enlist(self)
         super().__init__(params, defaults)
         self.state = defaultdict(ParamState)
 
@@ -60,6 +62,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         self._tables.clear()
+        # What torch.compile reads instead of param_groups, which would make it compile anew for each learning rate.
+        self.listed_params = [p for group in self.param_groups for p in group["params"]]
 
     def __getstate__(self) -> dict:
         kept = {key: value for key, value in super().__getstate__().items() if key not in ("_tables", "_known")}
@@ -68,6 +72,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self._tables, self._known = {}, {}
+        self.number_in_graphs = enlist(self)
+        self.listed_params = [p for group in self.param_groups for p in group["params"]]
         for name in ("max_grad_norm", "grad_norm"):
             self.__dict__.setdefault(name, None)
         self.state = defaultdict(ParamState, {p: ParamState(entry) for p, entry in self.state.items()})
@@ -92,6 +98,8 @@ class FusedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One step; returns the closure's loss, if there is a closure."""
+        if torch.compiler.is_compiling():
+            return traced_step(self, closure)
         loss = run_closure(closure)
         self.step_rule(self.kind, list(enumerate(self.param_groups)))
         return loss

@@ -13,6 +13,7 @@ from steepest.distributed.shards import is_dtensor
 from steepest.matrix import muon_rule
 from steepest.matrix.muon_rule import SCALES
 from steepest.matrix.polar import plan
+from steepest.ops_steps import traced_step
 from steepest.optim.adamw import AdamW
 from steepest.optim.base import FusedOptimizer, run_closure
 from steepest.optim.options import shared_defaults
@@ -147,6 +148,8 @@ class Muon(FusedOptimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One step; returns the closure's loss, if there is a closure."""
+        if torch.compiler.is_compiling():
+            return traced_step(self, closure)
         loss = run_closure(closure)
         numbered = list(enumerate(self.param_groups))
         others = [(number, group) for number, group in numbered if group["algorithm"] == "adamw"]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steepest import check, multi_tensor, rules
 from steepest.matrix.polar import polar
+from steepest.ops_steps import traced_step
 from steepest.optim.base import FusedOptimizer, GroupRule, run_closure
 
 NORMS = ("l2", "linf", "spectral")
@@ -74,6 +75,8 @@ class NormedDescent(FusedOptimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One step; returns the closure's loss, if there is a closure."""
+        if torch.compiler.is_compiling():
+            return traced_step(self, closure)
         loss = run_closure(closure)
         numbered = list(enumerate(self.param_groups))
         fused = [(number, group) for number, group in numbered if group["norm"] == "linf" and group["normalized"]]

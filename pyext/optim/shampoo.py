@@ -9,6 +9,7 @@ from steepest import check
 from steepest.distributed.agreement import Roster
 from steepest.distributed.shards import is_dtensor
 from steepest.matrix.root_plan import ORDERS, plan
+from steepest.ops_steps import traced_step
 from steepest.optim.adamw import AdamW
 from steepest.optim.base import FusedOptimizer, run_closure
 from steepest.optim.shampoo_blocks import DIAGONAL, NONE, merged_shape, order_of, side_kinds
@@ -175,6 +176,8 @@ class Shampoo(FusedOptimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One step; returns the closure's loss, if there is a closure."""
+        if torch.compiler.is_compiling():
+            return traced_step(self, closure)
         loss = run_closure(closure)
         numbered = list(enumerate(self.param_groups))
         matrices = [(number, group) for number, group in numbered if group["algorithm"] == "shampoo"]
