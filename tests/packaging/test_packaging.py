@@ -106,6 +106,49 @@ def test_c_program_through_find_package_equals_python_bit_for_bit(installed, tmp
         steepest.adamw_([p], [g], [m], [v], lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, step=t)
     expected = torch.cat([p, m, v]).numpy().view(np.uint32)
     assert [int(line, 16) for line in done.stdout.split()] == expected.tolist()
+    check_messages(run(tmp_path / "errors"))
+
+
+def check_messages(printed):
+    """Every wrong call has a code, and a message that names what was wrong."""
+    lines = [line.split("|") for line in printed.splitlines()]
+    expected = {
+        "exec NULL": "exec is NULL", "exec older": "struct_size is 8", "device": "device is 7", "args NULL": "NULL",
+        "workspace": "workspace", "args older": "struct_size is 16", "rule": "rule is 99", "states": "states[1]",
+        "dtype": "dtype", "beta2": "beta2",
+    }  # fmt: skip
+    assert [line[0] for line in lines] == list(expected)
+    for what, status, message in lines:
+        code = "workspace too small" if what == "workspace" else "invalid argument"
+        assert status == code and expected[what] in message, (what, status, message)
+
+
+def test_cpp_example_trains_to_the_loss_of_python(installed, tmp_path):
+    """Both round in float32, in other orders: sums of up to 1,797 terms, each off by 2^-24 of their size, 60 times."""
+    python, _ = installed
+    example = ROOT / "examples/cpp"
+    where = run(python, "-m", "steepest", "cmake-dir", env=environment(), cwd="/").strip()
+    cmake = shutil.which("cmake", path=environment()["PATH"])
+    run(cmake, "-S", example, "-B", tmp_path / "build", f"-Dsteepest_DIR={where}", env=environment())
+    run(cmake, "--build", tmp_path / "build", env=environment())
+    run(sys.executable, example / "digits.py", tmp_path / "digits.bin")
+    steps = 60
+    losses = [float(line) for line in run(tmp_path / "build/train", tmp_path / "digits.bin", steps).split()]
+    sys.path.insert(0, str(example))
+    import digits
+
+    x, y = digits.data()
+    model = digits.network()
+    optimizer = steepest.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01, max_grad_norm=1.0)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        assert abs(losses[step] - loss.item()) <= 1e-5, (step, losses[step], loss.item())
+        optimizer.step()
+    assert len(losses) == steps and losses[-1] < losses[0] / 10
+    wrong = subprocess.run([tmp_path / "build/train", tmp_path / "missing", "3"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "ends too early" in wrong.stderr
 
 
 def test_pkg_config_names_what_is_there(installed):
