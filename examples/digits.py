@@ -1,4 +1,7 @@
-"""Writes the 1,797 handwritten digits of scikit-learn (8 x 8 pixels) and a network's first weights for train.cpp."""
+"""The 1,797 handwritten digits of scikit-learn (8 x 8 pixels), and a network: what all examples here train.
+
+python examples/digits.py digits.bin        writes both for examples/cpp
+"""
 
 import struct
 import sys
@@ -17,6 +20,23 @@ def data():
 def network():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(64, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, CLASSES))
+
+
+class DeepNetwork(torch.nn.Module):
+    """With hidden matrices, for Muon and Shampoo, which tell them by their names from embedding and head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Linear(64, 64)
+        self.hidden = torch.nn.Linear(64, 64)
+        self.wide = torch.nn.Linear(64, 96)
+        self.head = torch.nn.Linear(96, CLASSES)
+
+    def forward(self, x):
+        for layer in (self.embed, self.hidden, self.wide):
+            x = torch.relu(layer(x))
+        return self.head(x)
 
 
 def write(path):
