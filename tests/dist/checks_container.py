@@ -16,7 +16,7 @@ from worlds import check
 
 import steepest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples/training"))
 
 
 class Part(torch.nn.Module):

@@ -131,10 +131,10 @@ def test_cpp_example_trains_to_the_loss_of_python(installed, tmp_path):
     cmake = shutil.which("cmake", path=environment()["PATH"])
     run(cmake, "-S", example, "-B", tmp_path / "build", f"-Dsteepest_DIR={where}", env=environment())
     run(cmake, "--build", tmp_path / "build", env=environment())
-    run(sys.executable, example.parent / "digits.py", tmp_path / "digits.bin")
+    run(sys.executable, example.parent / "training/digits.py", tmp_path / "digits.bin")
     steps = 60
     losses = [float(line) for line in run(tmp_path / "build/train", tmp_path / "digits.bin", steps).split()]
-    sys.path.insert(0, str(example.parent))
+    sys.path.insert(0, str(example.parent / "training"))
     import digits
 
     x, y = digits.data()

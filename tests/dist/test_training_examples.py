@@ -28,7 +28,7 @@ def losses(printed):
 
 def torchrun(ranks, *options):
     command = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
-    return losses(run(*command, ROOT / "examples/distributed.py", *options))
+    return losses(run(*command, ROOT / "examples/training/distributed.py", *options))
 
 
 def test_fsdp2_goes_on_from_a_checkpoint_on_fewer_ranks(tmp_path):
@@ -53,7 +53,7 @@ def test_example_of_a_library_trains_and_resumes(script, library, tmp_path):
     """Each script compares its resumed run with the uninterrupted one and fails if they differ."""
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    printed = run(sys.executable, ROOT / "examples" / script, tmp_path / "out")
+    printed = run(sys.executable, ROOT / "examples/training" / script, tmp_path / "out")
     numbers = [float(x) for x in re.findall(r"loss(?:es)?\s+([0-9.]+)(?:\s*->\s*[0-9.]+|(?:\s[0-9.]+)*)", printed)]
     falls = [float(x) for x in re.findall(r"(?:->|losses [0-9.]+ [0-9.]+) ([0-9.]+)", printed)]
     assert falls and falls[-1] < numbers[-1]
