@@ -204,11 +204,6 @@ steepest_status check_step(const char *op, const steepest_exec *exec, const stee
   clear_error();
   if (const steepest_status status = check_exec(op, exec)) return status;
   if (const steepest_status status = check_args(op, args)) return status;
-#if STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA && !cuda::supports(*args))
-    return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: no CUDA kernel for %s parameters, %s gradients, %s states", op,
-                dtype_name(args->param_dtype), dtype_name(args->grad_dtype), dtype_name(args->state_dtype));
-#endif
   return STEEPEST_OK;
 }
 

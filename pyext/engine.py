@@ -133,12 +133,8 @@ def _supported(op: str, backend: str, rule: Rule, row: list[Tensor]) -> None:
         found = {name: tensor.dtype for name, tensor in zip(rule.states, states)}
         raise TypeError(f"{op}: the states of one row differ in dtype: {found}")
     check.storage(op, rule.names, row, rule.storage)
-    if backend == "cpu":
+    if backend != "triton":  # the others take any combination
         return
-    if not rule.storage.plain:
-        raise NotImplementedError(
-            f"{op}: backend {backend} has no kernel for {', '.join(rule.storage.lists) or 'such states'} yet"
-        )
     state = states[0].dtype if states else row[0].dtype
     if row[0].dtype != row[1].dtype or state not in (row[0].dtype, torch.float32):
         raise NotImplementedError(

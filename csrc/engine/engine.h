@@ -29,7 +29,6 @@ const char *clone_name();
 }  // namespace cpu
 
 namespace cuda {
-bool supports(const steepest_step_args &args);
 steepest_status step(const StepCall &call);
 // Launches that step() makes for these tensors, from the same packing code.
 int64_t launches(const steepest_step_args &args);

@@ -93,6 +93,11 @@ LISTED = (
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda.cu", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/storage_stages.cpp", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
+    Target("csrc/formula/random.h", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
+    Target("csrc/formula/storage.h", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
     Target(
         "kernels/adamw.py",
         "adamw",
