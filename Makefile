@@ -1,12 +1,14 @@
 # Two commands do all the set-up on a fresh machine (Python >= 3.9, g++, perhaps nvcc):
 #   make run     build, validate quickly, then train on real text with our optimizers beside torch's
-#   make test    every layer of tests
+#   make test    every layer of tests, two files at a time (WORKERS= for one)
 # Options: PYTHON=python3.12  CMAKE_ARGS=-DSTEEPEST_CUDA=OFF  DEMO="--steps 50"  PYTEST="-k adamw"
 
 PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?=
 PYTEST ?=
+# Test files run side by side; a file stays in one process, for what its tests compile together.
+WORKERS ?= -n 2 --dist loadfile
 # The versions that the tests run with here.  The package itself asks for torch>=2.9 only.
 TORCH  := torch==2.13.0
 TRITON := triton==3.9.0
@@ -22,8 +24,8 @@ run: build
 	$(py) -m steepest demo $(DEMO)
 
 test: build
-	$(py) -m pytest tests -m "not interpret" $(PYTEST)
-	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(PYTEST)
+	$(py) -m pytest tests -m "not interpret" $(WORKERS) $(PYTEST)
+	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(WORKERS) $(PYTEST)
 
 bench: build
 	mkdir -p out
@@ -57,7 +59,7 @@ $(VENV)/.tools: pyproject.toml Makefile
 	$(py) -c "import torch" 2>/dev/null || $(py) -m pip install -q $(TORCH)
 	$(py) -c "import triton" 2>/dev/null || $(py) -m pip install -q $(TRITON)
 	$(py) -m pip install -q "setuptools>=68" wheel "pybind11>=2.13" "cmake>=3.22" ninja numpy \
-	  rich matplotlib pytest pytest-benchmark hypothesis scikit-learn expecttest ruff
+	  rich matplotlib pytest pytest-benchmark pytest-xdist hypothesis scikit-learn expecttest ruff
 	touch $@
 
 $(VENV)/.build: $(VENV)/.tools $(sources)

@@ -138,7 +138,11 @@ __attribute__((always_inline)) inline SurveyPart survey_loop(const float *__rest
       __builtin_memcpy(&v, x + i, (n - i) * sizeof(float));
     Half halves[2];
     __builtin_memcpy(halves, &v, sizeof v);
-    for (int k = 0; k < 2; ++k) sums[k] += power(__builtin_convertvector(halves[k], Doubles));
+    for (int k = 0; k < 2; ++k) {
+      Doubles d = __builtin_convertvector(halves[k], Doubles);
+      power(d);
+      sums[k] += d;
+    }
     Bits magnitude;
     __builtin_memcpy(&magnitude, &v, sizeof v);
     magnitude &= 0x7fffffffu;
@@ -152,14 +156,15 @@ __attribute__((always_inline)) inline SurveyPart survey_loop(const float *__rest
   return part;
 }
 
+// By reference: a vector as a result would change the calling convention with the instruction set.
 struct PowerTwo {
-  __attribute__((always_inline)) Doubles operator()(const Doubles &x) const { return x * x; }
+  __attribute__((always_inline)) void operator()(Doubles &x) const { x = x * x; }
 };
 struct PowerOne {
-  __attribute__((always_inline)) Doubles operator()(const Doubles &x) const { return x < 0.0 ? -x : x; }
+  __attribute__((always_inline)) void operator()(Doubles &x) const { x = x < 0.0 ? -x : x; }
 };
 struct NoPower {
-  __attribute__((always_inline)) Doubles operator()(const Doubles &) const { return Doubles{}; }
+  __attribute__((always_inline)) void operator()(Doubles &x) const { x = Doubles{}; }
 };
 
 // Relative to the largest element, so that no power overflows and none that counts underflows.
