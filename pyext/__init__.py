@@ -18,7 +18,9 @@ _COMPILED = {
     **dict.fromkeys(_STEPS, "steepest.multi_tensor"),
     "clip_grad_norm_": "steepest.norms",
     "normed_descent_": "steepest.optim.normed_descent",
+    "path_normalize_": "steepest.normalize",
     "survey": "steepest.norms",
+    "weight_norm": "steepest.normalize",
     "optim": None,
 }
 
@@ -32,10 +34,12 @@ __all__ = [
     "info",
     "inverse_root",
     "optim",
+    "path_normalize_",
     "polar",
     "reference",
     "schedules",
     "survey",
+    "weight_norm",
 ]
 
 

@@ -217,6 +217,32 @@ std::vector<std::vector<float>> adam_scalar_rows(const std::vector<Hyper> &rows)
   return out;
 }
 
+// Weight normalisation of contiguous float32 tensors, by address: forward without grad_w, backward with it.
+void weight_norm(int64_t rows, int64_t columns, uintptr_t v, uintptr_t g, uintptr_t norms, uintptr_t w, uintptr_t grad_w,
+                 uintptr_t grad_v, uintptr_t grad_g, int num_threads) {
+  steepest_exec exec = {};
+  exec.struct_size = sizeof exec;
+  exec.device = STEEPEST_CPU;
+  exec.num_threads = num_threads;
+  steepest_weight_norm_args args = {};
+  args.struct_size = sizeof args;
+  args.rows = rows;
+  args.columns = columns;
+  args.v = reinterpret_cast<const float *>(v);
+  args.g = reinterpret_cast<const float *>(g);
+  args.norms = reinterpret_cast<float *>(norms);
+  args.w = reinterpret_cast<float *>(w);
+  args.grad_w = reinterpret_cast<const float *>(grad_w);
+  args.grad_v = reinterpret_cast<float *>(grad_v);
+  args.grad_g = reinterpret_cast<float *>(grad_g);
+  steepest_status status;
+  {
+    py::gil_scoped_release release;
+    status = grad_w ? steepest_weight_norm_backward(&exec, &args) : steepest_weight_norm(&exec, &args);
+  }
+  if (status) raise(status);
+}
+
 // How many CUDA launches a step over tensors of these sizes takes.
 int64_t launches(int32_t rule, uint32_t flags, int num_states, const std::vector<int64_t> &numel,
                  const std::vector<int32_t> &hyper_index, int64_t num_hyper) {
@@ -324,6 +350,8 @@ PYBIND11_MODULE(_C, m) {
         return survey_role(states.rows(), kGrad, q, scale, num_threads);
       },
       py::arg("states"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
+  m.def("weight_norm", &weight_norm, py::arg("rows"), py::arg("columns"), py::arg("v"), py::arg("g"), py::arg("norms"),
+        py::arg("w"), py::arg("grad_w"), py::arg("grad_v"), py::arg("grad_g"), py::arg("num_threads"));
   m.def("adam_scalars", &adam_scalar_rows);
   m.def("gradients", &gradients);
   m.def("same_objects", &same_objects);

@@ -24,6 +24,8 @@ steepest_status step(const StepCall &call);
 constexpr int64_t kSurveyBlock = 8192;
 int64_t survey_blocks(const steepest_survey_args &args);
 steepest_survey_result survey(const steepest_exec &exec, const steepest_survey_args &args, SurveyPart *parts);
+void weight_norm(const steepest_exec &exec, const steepest_weight_norm_args &args);
+void weight_norm_backward(const steepest_exec &exec, const steepest_weight_norm_args &args);
 // Name of the SIMD clone that the stage loops resolve to on this machine.
 const char *clone_name();
 }  // namespace cpu

@@ -5,6 +5,7 @@ Each file holds one op under the name and the signature of the fast one.
 
 from __future__ import annotations
 
+from .normalize import path_normalize_, weight_norm
 from .normed_descent import normed_descent_
 from .polar import polar, polar_svd
 from .roots import effective_dimension, inverse_root
@@ -18,9 +19,11 @@ __all__ = [
     "inverse_root",
     "lion_",
     "normed_descent_",
+    "path_normalize_",
     "polar",
     "polar_svd",
     "rmsprop_",
     "sgd_",
     "sign_",
+    "weight_norm",
 ]

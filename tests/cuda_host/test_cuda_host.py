@@ -67,6 +67,7 @@ class Builder:
             "engine/cpu.cpp",
             "engine/cpu_survey.cpp",
             "engine/storage_stages.cpp",
+            "engine/weight_norm.cpp",
             "engine/stages.cpp",
         ):
             self.common.append(self.compile_source(CSRC / source, ["-fopenmp", *ENGINE_DEFINES]))

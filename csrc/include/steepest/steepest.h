@@ -203,6 +203,28 @@ STEEPEST_API steepest_status steepest_survey(const steepest_exec *exec, const st
                                              void *workspace, uint64_t workspace_bytes,
                                              steepest_survey_result *result);
 
+/* Weight normalisation (Salimans & Kingma 2016) of float32 rows, CPU only:
+ *   norms[i] = |v_i|,  w_i = g[i] v_i / norms[i]
+ *   grad_g[i] = <grad_w_i, v_i> / norms[i],  grad_v_i = g[i] / norms[i] (grad_w_i - <grad_w_i, v_i> / norms[i]^2 v_i)
+ * Sums are float64, in an order that depends on the number of columns alone.  A row of zeros gives zeros. */
+typedef struct steepest_weight_norm_args {
+  uint64_t struct_size;
+  int64_t rows, columns; /* >= 0 */
+  const float *v;        /* [rows * columns] */
+  const float *g;        /* [rows] */
+  float *norms;          /* [rows]: written by steepest_weight_norm, read by steepest_weight_norm_backward */
+  float *w;              /* [rows * columns] forward only, likewise not v */
+  const float *grad_w;   /* [rows * columns] the rest: backward only */
+  float *grad_v;         /* [rows * columns] */
+  float *grad_g;         /* [rows] */
+} steepest_weight_norm_args;
+
+/* Reads v and writes w: 8 bytes per element where a row fits in a core's cache. */
+STEEPEST_API steepest_status steepest_weight_norm(const steepest_exec *exec, const steepest_weight_norm_args *args);
+/* Reads v and grad_w and writes grad_v: 12 bytes per element, likewise. */
+STEEPEST_API steepest_status steepest_weight_norm_backward(const steepest_exec *exec,
+                                                           const steepest_weight_norm_args *args);
+
 STEEPEST_API uint32_t steepest_abi_version(void);
 STEEPEST_API const char *steepest_version(void);
 /* One line of JSON: compiler, flags, CUDA on/off, architectures, SIMD clone chosen on this machine. */
