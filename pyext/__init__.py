@@ -19,6 +19,7 @@ _COMPILED = {
     "clip_grad_norm_": "steepest.norms",
     "normed_descent_": "steepest.optim.normed_descent",
     "survey": "steepest.norms",
+    "dynamics": None,
     "optim": None,
 }
 
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     *_STEPS,
     "clip_grad_norm_",
+    "dynamics",
     "normed_descent_",
     "effective_dimension",
     "explain",
