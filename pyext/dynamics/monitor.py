@@ -39,7 +39,7 @@ class Monitor:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, *, every: int | None = 50, spectra_every: int | None = None,
+        self, optimizer: torch.optim.Optimizer, *, every: int | None = 100, spectra_every: int | None = None,
         update: bool = True, q: float = 2.0,
     ):  # fmt: skip
         for name, value in (("every", every), ("spectra_every", spectra_every)):
