@@ -28,7 +28,9 @@ AGREES, DIFFERS = "agrees", "does not agree"
 
 def options(doc: str, argv: Sequence[str] | None, *, tiny: dict[str, int | float], **sizes) -> argparse.Namespace:
     """Command line options: each of `sizes` with its default; --tiny takes the values of `tiny` for those not given."""
-    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     for name, value in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=None, help=f"default {value}")
     parser.add_argument("--tiny", action="store_true", help="seconds instead of a minute; says little")
@@ -68,7 +70,9 @@ class Report:
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
         """Cells are strings or numbers; numbers are kept to four digits."""
-        self.tables.append({"title": title, "columns": list(columns), "rows": [[_cell(x) for x in row] for row in rows]})
+        self.tables.append(
+            {"title": title, "columns": list(columns), "rows": [[_cell(x) for x in row] for row in rows]}
+        )
 
     def claim(self, claim: str, agrees: bool, numbers: str) -> None:
         """A statement, whether this run bears it out (computed, never written down), and the figures that decide it."""

@@ -100,7 +100,10 @@ def main(argv=None) -> dict:
         tiny={"draws": 2, "tests": 50, "features": 200, "degree": 60},
     )  # fmt: skip
     report = common.Report("double_descent", options)
-    cases = (("Random features", random_features, 100, options.features), ("Polynomials", polynomials, 30, options.degree))
+    cases = (
+        ("Random features", random_features, 100, options.features),
+        ("Polynomials", polynomials, 30, options.degree),
+    )
     results = {}
     for name, kind, n, most in cases:
         ratios = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 5, 8, 13, 20)

@@ -111,7 +111,9 @@ def main(argv=None) -> dict:
     for name in paths:
         loss, error = found[name, "training"]
         test_loss, test_error = found[name, "test"]
-        rows.append((name, max(loss[0], loss[-1]), max(loss), max(error), max(test_error[0], test_error[-1]), max(test_error)))
+        rows.append(
+            (name, max(loss[0], loss[-1]), max(loss), max(error), max(test_error[0], test_error[-1]), max(test_error))
+        )
     report.table(
         "Largest values along the two paths",
         ["path", "loss at the ends", "largest loss", "largest error", "test error at the ends", "largest test error"],

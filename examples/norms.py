@@ -69,7 +69,9 @@ def objective(w, x, y, penalty: float) -> torch.Tensor:
 def minimum(x, y, penalty: float) -> float:
     """The least value of the objective, in float64."""
     w = torch.zeros(10, x.shape[1], dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([w], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS(
+        [w], max_iter=500, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         solver.zero_grad()

@@ -188,7 +188,14 @@ def noise_floor(report, problem: Logistic, options) -> None:
     for reshuffle, label in ((False, "independent"), (True, "reshuffled")):
         for lr in rates:
             gaps = train(
-                problem, METHODS["SGD"][0], lr, 16, options.long_passes, options.seed, decay=math.inf, reshuffle=reshuffle
+                problem,
+                METHODS["SGD"][0],
+                lr,
+                16,
+                options.long_passes,
+                options.seed,
+                decay=math.inf,
+                reshuffle=reshuffle,
             )
             floors[label, lr] = sum(gaps[len(gaps) // 2 :]) / len(gaps[len(gaps) // 2 :])
             report.long[f"{label}, {lr:g}"] = gaps
@@ -202,7 +209,9 @@ def noise_floor(report, problem: Logistic, options) -> None:
             f"floors {', '.join(f'{x:.2e}' for x in found)} at {', '.join(f'{r:g}' for r in rates)}: "
             f"ratios {', '.join(f'{r:.2f}' for r in ratios)}",
         )
-    falling = train(problem, METHODS["SGD"][0], rates[0], 16, options.long_passes, options.seed, decay=20, reshuffle=False)
+    falling = train(
+        problem, METHODS["SGD"][0], rates[0], 16, options.long_passes, options.seed, decay=20, reshuffle=False
+    )
     report.long["independent, 0.2 / (1 + passes / 20)"] = falling
     report.claim(
         "A falling rate goes below the floor of the rate that it starts from",
