@@ -121,9 +121,10 @@ def verdicts(report, runs, lines, fits) -> None:
     plateau = {}
     for name, run in runs.items():
         top = max(run["dimension"])
-        plateau[name] = sum(
-            b - a for a, b, d in zip(run["step"], run["step"][1:], run["dimension"]) if d >= 0.9 * top
-        ) / run["step"][-1]
+        plateau[name] = (
+            sum(b - a for a, b, d in zip(run["step"], run["step"][1:], run["dimension"]) if d >= 0.9 * top)
+            / run["step"][-1]
+        )
     report.claim(
         "Between the two it stays: within 10 % of its largest value for a fifth of the training, under every optimizer",
         all(share >= 0.2 for share in plateau.values()),
