@@ -7,7 +7,8 @@
     report.claim("Muon is faster", ratio > 1, f"{ratio:.2f} times")
     report.save()
 
-Everything in the JSON file but "seconds" is the same in every run with one seed, one thread and one kind of machine.
+Everything in the JSON file but "seconds" and tables that are "measured" is the same in every run with one seed, one
+thread and one kind of machine.
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ class Report:
 
         yield from track(items, description=label, console=Console(stderr=True), transient=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-        """Cells are strings or numbers; numbers are kept to four digits."""
-        self.tables.append(
-            {"title": title, "columns": list(columns), "rows": [[_cell(x) for x in row] for row in rows]}
-        )
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence], *, measured: bool = False) -> None:
+        """Cells are strings or numbers; numbers are kept to four digits.  measured: holds times, not repeatable."""
+        cells = [[_cell(x) for x in row] for row in rows]
+        table = {"title": title, "columns": list(columns), "rows": cells}
+        self.tables.append(table | ({"measured": True} if measured else {}))
 
     def claim(self, claim: str, agrees: bool, numbers: str) -> None:
         """A statement, whether this run bears it out (computed, never written down), and the figures that decide it."""

@@ -87,7 +87,8 @@ def judge(report, name: str, sizes, found, n: int) -> None:
     tuned = [min(found[ridge][i][1] for ridge in RIDGES) for i in range(len(sizes))]
     worst = max(range(len(sizes) - 1), key=lambda i: tuned[i + 1] / tuned[i])
     report.claim(
-        f"{name}: with the ridge tuned for each p there is no peak (the error never rises by over 10 % from one p to the next)",
+        f"{name}: with the ridge tuned for each p there is no peak "
+        "(the error never rises by over 10 % from one p to the next)",
         tuned[worst + 1] <= 1.1 * tuned[worst],
         f"largest step {tuned[worst]:.3g} to {tuned[worst + 1]:.3g}, at p = {sizes[worst]} to {sizes[worst + 1]}; "
         f"at p = n {tuned[sizes.index(n)]:.3g}",
@@ -117,7 +118,7 @@ def main(argv=None) -> dict:
             [(f"{ridge:g}", *(found[ridge][i][1] for i in shown)) for ridge in RIDGES],
         )
     with report.figure(2, "Double descent in least squares", width=5.5) as axes:
-        for ax, (name, kind, n, _) in zip(axes, cases):
+        for ax, (name, _, n, _) in zip(axes, cases):
             sizes, found = results[name]
             for ridge, color in zip(RIDGES, common.COLORS):
                 ax.loglog(sizes, [e for _, e in found[ridge]], color=color, label=f"λ = {ridge:g}")

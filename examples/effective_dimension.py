@@ -1,8 +1,9 @@
 """The effective dimension of the gradients through training, against the loss, and a law for it.
 
-A network of 64-64-64-10 learns digits of which some labels are wrong.  F(t) = G Gᵀ / n is the Gram matrix of the gradients
-of single samples, d_eff = (tr F)² / tr(F²).  Predictions: d_eff grows, stays, declines; it is a linear function of ln(loss);
-it follows dd/dt = α L (d_data - d) - β d R, with L the training loss and R = ‖w‖² relative to the start, fitted to it.
+A network of 64-64-64-10 learns digits of which some labels are wrong.  F(t) = G Gᵀ / n is the Gram matrix of the
+gradients of single samples, d_eff = (tr F)² / tr(F²).  Predictions: d_eff grows, stays, declines; it is a linear
+function of ln(loss); it follows dd/dt = α L (d_data - d) - β d R, with L the training loss and R = ‖w‖² relative to the
+start, fitted to it.
 Beside it, from `steepest.dynamics.Monitor`: the same of the batch gradient of each matrix, and of Shampoo's factors.
 """
 
@@ -90,7 +91,7 @@ def main(argv=None) -> dict:
     runs = {name: train(report, name, data, options) for name in OPTIMIZERS}
     rows, fits, lines = [], {}, {}
     for name, run in runs.items():
-        top, growth, decline = phases(run["dimension"])
+        top = phases(run["dimension"])[0]
         fits[name] = dynamics.fit_dimension(run["step"], run["loss"], run["penalty"], run["dimension"])
         lines[name] = common.line([math.log(v) for v in run["loss"]], run["dimension"])
         values = (run["dimension"][0], run["dimension"][top], run["dimension"][-1])

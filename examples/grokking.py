@@ -1,7 +1,7 @@
 """Grokking: modular addition, memorised early and understood late, under AdamW and Muon, with and without weight decay.
 
-A network (embedding, two hidden layers of ReLU) learns a + b mod p from a share of all pairs, full batch.  Training is done
-when 99 % of the training pairs are right; the rule is found when 95 % of the others are.
+A network (embedding, two hidden layers of ReLU) learns a + b mod p from a share of all pairs, full batch.  Training is
+done when 99 % of the training pairs are right; the rule is found when 95 % of the others are.
 """
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ def when(run: dict, key: str, level: float) -> float:
     return math.nan if found is None else run["step"][found]
 
 
+def reached(step: float, options) -> str:
+    return f"not in {options.steps} steps" if math.isnan(step) else f"step {step:g}"
+
+
 def main(argv=None) -> dict:
     options = common.options(
         __doc__, argv, modulus=31, width=128, share=0.65, decay=1.0, steps=3000, every=25,
@@ -104,7 +108,7 @@ def main(argv=None) -> dict:
         report.claim(
             f"{name} with weight decay generalises, at least five times later than it has learned the training pairs",
             found >= 5 * known,
-            f"steps {known:g} and {found:g}",
+            f"{reached(known, options)} and {reached(found, options)}",
         )
         last = runs[name, 0.0]["test"][-1]
         report.claim(
@@ -113,7 +117,8 @@ def main(argv=None) -> dict:
             f"test accuracy {last:.1%} in the end (chance {1 / options.modulus:.1%})",
         )
     adamw, muon = (when(runs[name, options.decay], "test", 0.95) for name in OPTIMIZERS)
-    report.claim("Muon generalises in fewer steps than AdamW", muon < adamw, f"{muon:g} against {adamw:g} steps")
+    numbers = f"{reached(muon, options)} against {reached(adamw, options)}"
+    report.claim("Muon generalises in fewer steps than AdamW", muon < adamw, numbers)
     with report.figure(2, f"Grokking: a + b mod {options.modulus}", width=5.5) as axes:
         for ((name, decay), run), color in zip(runs.items(), common.COLORS):
             axes[0].semilogx([s + 1 for s in run["step"]], run["test"], color=color, label=f"{name}, decay {decay:g}")

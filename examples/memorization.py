@@ -1,9 +1,9 @@
 """Generalise first, memorise later: a random-feature denoiser under gradient descent, and two timescales.
 
-A noisy sample z = √(1-Δ) x + √Δ ξ is denoised by s(z) = (A/√p)·σ(W z/√d), W fixed, A trained from zero by gradient descent
-on the mean over n samples and many draws of ξ of ‖s(z) - ξ‖²/d.  The loss is quadratic in A, so that k steps of gradient
-descent have the closed form A_k = A* (I - (I - 2η U/d)^k), U the correlation matrix of the features; the first steps are
-checked against `steepest.optim.SGD`.  (Model: Bonnaire et al. 2025, "Why Diffusion Models Don't Memorize".)
+A noisy sample z = √(1-Δ) x + √Δ ξ is denoised by s(z) = (A/√p)·σ(W z/√d), W fixed, A trained from zero by gradient
+descent on the mean over n samples and many draws of ξ of ‖s(z) - ξ‖²/d.  The loss is quadratic in A, so that k steps of
+gradient descent have the closed form A_k = A* (I - (I - 2η U/d)^k), U the correlation matrix of the features; the first
+steps are checked against `steepest.optim.SGD`.  (Model: Bonnaire et al. 2025, "Why Diffusion Models Don't Memorize".)
 
 t = k η.  Generalisation time: when the test loss is first within 5 % of the least it ever has (relative to its fall).
 Memorisation time: when the test loss has risen again by a tenth, or by half, of that fall.

@@ -1,6 +1,7 @@
 """Mode connectivity: two trained networks, a straight line and a quadratic Bézier curve between their weights.
 
-φ(t) = (1-t)² w₁ + 2 t (1-t) θ + t² w₂, its bend θ trained on ∫ L(φ(t)) dt by one random t per step (Garipov et al. 2018).
+φ(t) = (1-t)² w₁ + 2 t (1-t) θ + t² w₂, its bend θ trained on ∫ L(φ(t)) dt by one random t per step (Garipov et al.
+2018).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def main(argv=None) -> dict:
     rows = []
     for name in paths:
         loss, error = found[name, "training"]
-        test_loss, test_error = found[name, "test"]
+        test_error = found[name, "test"][1]
         rows.append(
             (name, max(loss[0], loss[-1]), max(loss), max(error), max(test_error[0], test_error[-1]), max(test_error))
         )

@@ -1,10 +1,10 @@
 """Steepest descent in four norms, normalised and not, and Muon against AdamW, on softmax regression.
 
-In a norm ‖·‖ the step is lr·LMO(G), LMO(G) = -argmax <G, D> over ‖D‖ = 1, and the first-order decrease is lr times the
-dual norm of G.  Frobenius (l2), largest element (l∞), spectral and nuclear norm have the duals Frobenius, sum of magnitudes,
-nuclear, spectral.  Not normalised, the step is also multiplied by the dual norm.  On separable data, normalised steepest
-descent in a norm finds in the limit the classifier with the largest margin min (w_y - w_j)·x / ‖W‖ in that norm
-(Gunasekar et al. 2018).
+In a norm ‖·‖ the step is lr·LMO(G), LMO(G) = -argmax <G, D> over ‖D‖ = 1, and the first-order decrease is lr times
+the dual norm of G.  Frobenius (l2), largest element (l∞), spectral and nuclear norm have the duals Frobenius, sum of
+magnitudes, nuclear, spectral.  Not normalised, the step is also multiplied by the dual norm.  On separable data,
+normalised steepest descent in a norm finds in the limit the classifier with the largest margin min (w_y - w_j)·x / ‖W‖
+in that norm (Gunasekar et al. 2018).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DUAL = {
 
 
 class NuclearDescent(torch.optim.Optimizer):
-    """W <- W - lr u₁ v₁ᵀ of G = Σ σᵢ uᵢ vᵢᵀ, times σ₁ if not normalised: the norm that steepest.optim has no rule for."""
+    """W <- W - lr u₁ v₁ᵀ of G = Σ σᵢ uᵢ vᵢᵀ, times σ₁ if not normalised: steepest.optim has no rule for it."""
 
     def __init__(self, params, lr: float, normalized: bool = True):
         super().__init__(params, dict(lr=lr, normalized=normalized))
@@ -147,7 +147,7 @@ def main(argv=None) -> dict:
                 ax.semilogy([max(v, 1e-7) for v in runs[name]], color=color, label=name.split(",")[0])
             ax.set(xlabel="step", ylabel="f - f*", title=suffix, ylim=(1e-6, 3))
         axes[0].legend(frameon=False, fontsize=7)
-        axes[2].imshow(found, cmap="viridis", vmin=0, vmax=1)
+        axes[2].imshow(found.numpy(), cmap="viridis", vmin=0, vmax=1)
         axes[2].set(title="margin in a norm / largest in that column", ylabel="descended in", xlabel="measured in")
         axes[2].set_xticks(range(4), NORMS, fontsize=8)
         axes[2].set_yticks(range(4), NORMS, fontsize=8)
@@ -158,7 +158,7 @@ def main(argv=None) -> dict:
 
 
 def one_step(report, x, y) -> None:
-    """<G, D> of each optimizer's unit step is the dual norm of G; the polar factor is a polynomial with a certificate."""
+    """<G, D> of a unit step is the dual norm of G; the polar factor is a polynomial with a certificate."""
     allowed = steepest.schedules.named("polar-express", 5).error
     found = {}
     for norm in NORMS:
@@ -169,7 +169,8 @@ def one_step(report, x, y) -> None:
         gain = -(w.grad.double() * w.detach().double()).sum().item()
         found[norm] = abs(gain / DUAL[norm](w.grad.double()) - 1)
     report.claim(
-        "A unit step decreases the linearised loss by the gradient's dual norm (spectral: within the schedule's certificate)",
+        "A unit step decreases the linearised loss by the gradient's dual norm "
+        "(spectral: within the schedule's certificate)",
         all(value < (allowed if norm == "spectral" else 1e-5) for norm, value in found.items()),
         "relative difference " + ", ".join(f"{n} {v:.1e}" for n, v in found.items()) + f"; certificate {allowed:.2f}",
     )

@@ -146,8 +146,8 @@ def main(argv=None) -> dict:
         axes[0].legend(frameon=False, fontsize=7)
         for (name, gaps), color in zip(report.long.items(), common.COLORS):
             axes[1].semilogy([max(g, 1e-9) for g in gaps], color=color, label=name)
-        axes[1].set(xlabel="passes over the data", title="SGD: floors of constant rates", ylim=(1e-6, 0.1))
-        axes[1].legend(frameon=False, fontsize=7)
+        axes[1].set(xlabel="passes over the data", title="SGD: floors of constant rates", ylim=(1e-6, 3))
+        axes[1].legend(frameon=False, fontsize=6, ncol=2, loc="upper right")
         for name, path, color in (("Adam", adam, common.COLORS[1]), ("AMSGrad", amsgrad, common.COLORS[0])):
             axes[2].semilogx(range(1, len(path) + 1), path, color=color, label=name, linewidth=0.8)
         axes[2].set(xlabel="step", ylabel="x (the minimum is -1)", title="Reddi's counterexample")
