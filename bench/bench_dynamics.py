@@ -1,6 +1,6 @@
 """A monitor's cost: 100 steps of the demo's model with `steepest.dynamics.Monitor` attached, against the same without.
 
-A ratio of 0.97 is an overhead of 3 %.  AdamW is watched for norms alone, Muon and Shampoo also for spectra, each once in
+A ratio of 0.97 is an overhead of 3 %.  AdamW is watched for norms alone, Muon and Shampoo also for spectra, each once
 the 100 steps: the defaults.
 """
 
