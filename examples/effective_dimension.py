@@ -3,8 +3,9 @@
 A network of 64-64-64-10 learns digits of which some labels are wrong.  F(t) = G Gᵀ / n is the Gram matrix of the
 gradients of single samples, d_eff = (tr F)² / tr(F²).  Predictions: d_eff grows, stays, declines; it is a linear
 function of ln(loss); it follows dd/dt = α L (d_data - d) - β d R, with L the training loss and R = ‖w‖² relative to the
-start, fitted to it.
-Beside it, from `steepest.dynamics.Monitor`: the same of the batch gradient of each matrix, and of Shampoo's factors.
+start, fitted to it.  Beside it: the largest eigenvalue of the correlation matrix of the last hidden features, against
+logistic growth λ(t) = a λ₀ / (b λ₀ + (a - b λ₀) e^(-a t)); and, from `steepest.dynamics.Monitor`, d_eff of the batch
+gradient of each matrix and of Shampoo's factors.
 """
 
 from __future__ import annotations
@@ -53,12 +54,13 @@ def train(report, name: str, data, options) -> dict[str, list[float]]:
     monitor = dynamics.Monitor(optimizer, every=None, spectra_every=max(1, options.steps // 40))
     generator = torch.Generator().manual_seed(options.seed)
     size = sum(p.square().sum().item() for p in model.parameters())
-    found: dict[str, list[float]] = {key: [] for key in ("step", "loss", "test", "dimension", "penalty")}
+    found: dict[str, list[float]] = {key: [] for key in ("step", "loss", "test", "dimension", "penalty", "eigenvalue")}
     for step in report.progress(range(options.steps + 1), name):
         if step in due:
             with torch.no_grad():
                 found["loss"].append(nn.functional.cross_entropy(model(x), y).item())
                 found["test"].append(nn.functional.cross_entropy(model(x_test), y_test).item())
+                found["eigenvalue"].append(dynamics.timescales(model[:-1](x)).eigenvalues[0].item())
             found["step"].append(step)
             # The rows of a subset; gradient_dimension takes the Gram matrix of the shorter side.
             rows = sample_gradients(model, x[: options.rows], y[: options.rows])
@@ -89,25 +91,37 @@ def main(argv=None) -> dict:
     report = common.Report("effective_dimension", options)
     data = common.digits(options.seed, options.samples, noise=options.noise)
     runs = {name: train(report, name, data, options) for name in OPTIMIZERS}
-    rows, fits, lines = [], {}, {}
+    rows, fits, lines, growth = [], {}, {}, {}
     for name, run in runs.items():
         top = phases(run["dimension"])[0]
         fits[name] = dynamics.fit_dimension(run["step"], run["loss"], run["penalty"], run["dimension"])
+        growth[name] = dynamics.fit_logistic(run["step"], run["eigenvalue"])
         lines[name] = common.line([math.log(v) for v in run["loss"]], run["dimension"])
         values = (run["dimension"][0], run["dimension"][top], run["dimension"][-1])
-        rows.append((name, *values, run["step"][top], run["loss"][-1], run["test"][-1], lines[name][2], fits[name].r2))
+        rows.append(
+            (
+                name,
+                *values,
+                run["step"][top],
+                run["loss"][-1],
+                run["test"][-1],
+                lines[name][2],
+                fits[name].r2,
+                growth[name].r2,
+            )
+        )
     report.table(
         f"d_eff of the gradients of {options.rows} samples, {options.noise:.0%} of the labels drawn anew",
         ["optimizer", "d_eff at first", "largest", "in the end", "step of the largest", "training loss", "test loss",
-         "R² against ln(loss)", "R² of the law"],
+         "R² against ln(loss)", "R² of the law", "R² of logistic growth of λ₁"],
         rows,
     )  # fmt: skip
-    verdicts(report, runs, lines, fits)
-    picture(report, runs, fits)
+    verdicts(report, runs, lines, fits, growth)
+    picture(report, runs, fits, growth)
     return report.save()
 
 
-def verdicts(report, runs, lines, fits) -> None:
+def verdicts(report, runs, lines, fits, growth) -> None:
     shapes = {name: phases(run["dimension"]) for name, run in runs.items()}
     report.claim(
         "d_eff grows (to over 1.5 times its first value) under every optimizer",
@@ -152,23 +166,30 @@ def verdicts(report, runs, lines, fits) -> None:
         all(abs(ratio - 1) <= 0.25 for ratio in ends.values()),
         "fixed point / d_eff: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ends.items()),
     )
+    report.claim(
+        "The largest eigenvalue of the features' correlation matrix grows logistically (R² of ln λ₁ at least 0.9)",
+        all(fit.r2 >= 0.9 for fit in growth.values()),
+        "R² " + ", ".join(f"{name} {fit.r2:.2f}" for name, fit in growth.items()),
+    )
 
 
-def picture(report, runs, fits) -> None:
+def picture(report, runs, fits, growth) -> None:
     with report.figure(4, "Effective dimension of the gradients through training", width=3.8) as axes:
         for (name, run), color in zip(runs.items(), common.COLORS):
             axes[0].plot(run["step"], run["dimension"], color=color, label=name)
             axes[0].plot(run["step"], fits[name].path, "--", color=color, linewidth=0.9)
             axes[1].semilogx(run["loss"], run["dimension"], ".-", color=color, linewidth=0.7, markersize=3)
-            axes[2].plot(run["monitored"], run["batch"], color=color)
+            axes[2].plot(run["step"], run["eigenvalue"], color=color)
+            fitted = dynamics.logistic(run["step"], *growth[name][:3])
+            axes[2].plot(run["step"], fitted, "--", color=color, linewidth=0.9)
+            axes[3].plot(run["monitored"], run["batch"], color=color, linewidth=0.8)
             if run["factor"]:
-                axes[3].plot(run["monitored"], run["factor"], color=color, label=f"{name}'s factors")
-            axes[3].semilogy(run["step"], run["loss"], ":", color=color)
+                axes[3].plot(run["monitored"], run["factor"], "--", color=color, label=f"{name}'s factors")
         axes[0].set(xlabel="step", ylabel="d_eff", title="single samples; dashed: the law, fitted")
         axes[0].legend(frameon=False, fontsize=8)
         axes[1].set(xlabel="training loss", title="d_eff against the loss")
-        axes[2].set(xlabel="step", title="batch gradient, mean over matrices")
-        axes[3].set(xlabel="step", title="d_eff of Shampoo's factors; dotted: loss")
+        axes[2].set(xlabel="step", title="λ₁ of the last features; dashed: logistic")
+        axes[3].set(xlabel="step", title="d_eff of batch gradients, mean over matrices")
         axes[3].legend(frameon=False, fontsize=8)
 
 
