@@ -123,8 +123,15 @@ def markdown(content: dict) -> str:
         lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table["rows"]] + [""]
     lines += ["| claim | verdict | numbers |", "|---|---|---|"]
     lines += [f"| {c['claim']} | **{c['verdict']}** | {c['numbers']} |" for c in content["claims"]] + [""]
-    lines += content["notes"] + [""] * bool(content["notes"])
+    lines += content["notes"] + [""] * bool(content["notes"]) + [seen(content["claims"]), ""]
     return "\n".join(lines)
+
+
+def seen(claims: list[dict]) -> str:
+    """What a run comes to, in a sentence or two."""
+    missing = [c["claim"] for c in claims if c["verdict"] == DIFFERS]
+    text = f"Seen: {len(claims) - len(missing)} of {len(claims)} claims hold in this run."
+    return text + (" Not: " + "; ".join(missing) + "." if missing else "")
 
 
 def _cell(value) -> str:

@@ -1,4 +1,4 @@
-"""The effective dimension of the gradients through training, against the loss, and a law for it.
+"""Effective dimension: that of the gradients through training, against the loss, and a law for it.
 
 A network of 64-64-64-10 learns digits of which some labels are wrong.  F(t) = G Gᵀ / n is the Gram matrix of the
 gradients of single samples, d_eff = (tr F)² / tr(F²).  Predictions: d_eff grows, stays, declines; it is a linear

@@ -63,20 +63,38 @@ def render(folder: Path = KEPT) -> str:
     lines = [HEAD, "| example | verdicts that agree |", "|---|---:|"]
     for content in contents:
         agree = sum(claim["verdict"] == "agrees" for claim in content["claims"])
-        title = title_of(content["name"])
+        title, _ = text_of(content["name"])
         lines.append(f"| [{title}](#{content['name']}) | {agree} of {len(content['claims'])} |")
     for content in contents:
         name = content["name"]
+        title, text = text_of(name)
         settings = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in content["settings"].items() if k != "tiny")
-        lines += ["", f'## <a name="{name}"></a>{title_of(name)}', "", f"`python examples/{name}.py {settings}`", ""]
-        lines += [f"![{title_of(name)}](gallery/{name}.png)", "", markdown(content).rstrip()]
+        lines += [
+            "",
+            f'## <a name="{name}"></a>{title}',
+            "",
+            escaped(text),
+            "",
+            f"`python examples/{name}.py {settings}`",
+            "",
+        ]
+        lines += [f"![{title}](gallery/{name}.png)", "", markdown(escaped(content)).rstrip()]
     return "\n".join(lines) + "\n"
 
 
-def title_of(name: str) -> str:
-    """The first sentence of a script's docstring, up to the colon."""
-    first = (HERE / f"{name}.py").read_text().split('"""')[1].split("\n")[0]
-    return first.split(":")[0].rstrip(".")
+def escaped(value):
+    """Strings anywhere in a JSON value as Markdown shows them: f* is no emphasis."""
+    if isinstance(value, dict):
+        return {key: escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [escaped(inner) for inner in value]
+    return value.replace("*", r"\*") if isinstance(value, str) else value
+
+
+def text_of(name: str) -> tuple[str, str]:
+    """A script's docstring: the title, which ends at the first colon, and all after the first line."""
+    first, _, rest = (HERE / f"{name}.py").read_text().split('"""')[1].partition("\n\n")
+    return first.split(":")[0].rstrip("."), rest.strip()
 
 
 def write() -> None:

@@ -1,4 +1,4 @@
-"""Regularisers of the gradient and their relatives, on one task with one protocol.
+"""Regularisers of the gradient: they and their relatives, on one task with one protocol.
 
 300 digits, 30 % of their labels drawn anew, a network of 64-96-10 (tanh), SGD with momentum.  The strength of each
 method is the one of its list with the lowest loss on a validation set, averaged over seeds; what counts is the test

@@ -1,4 +1,4 @@
-"""Generalise first, memorise later: a random-feature denoiser under gradient descent, and two timescales.
+"""Memorisation: generalise first, memorise later; a random-feature denoiser under gradient descent.
 
 A noisy sample z = √(1-Δ) x + √Δ ξ is denoised by s(z) = (A/√p)·σ(W z/√d), W fixed, A trained from zero by gradient
 descent on the mean over n samples and many draws of ξ of ‖s(z) - ξ‖²/d.  The loss is quadratic in A, so that k steps of

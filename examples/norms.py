@@ -1,4 +1,4 @@
-"""Steepest descent in four norms, normalised and not, and Muon against AdamW, on softmax regression.
+"""Norms: steepest descent in four of them, normalised and not, and Muon against AdamW, on softmax regression.
 
 In a norm ‖·‖ the step is lr·LMO(G), LMO(G) = -argmax <G, D> over ‖D‖ = 1, and the first-order decrease is lr times
 the dual norm of G.  Frobenius (l2), largest element (l∞), spectral and nuclear norm have the duals Frobenius, sum of
