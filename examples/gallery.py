@@ -68,7 +68,8 @@ def render(folder: Path = KEPT) -> str:
     for content in contents:
         name = content["name"]
         title, text = text_of(name)
-        settings = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in content["settings"].items() if k != "tiny")
+        chosen = {key: value for key, value in content["settings"].items() if key != "tiny"}
+        settings = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in chosen.items())
         lines += [
             "",
             f'## <a name="{name}"></a>{title}',
