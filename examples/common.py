@@ -108,7 +108,8 @@ class Report:
         content = {"name": self.name, "settings": settings, "tables": self.tables, "claims": self.claims}
         content |= {"notes": self.notes, "seconds": self.seconds}
         self.options.output.mkdir(parents=True, exist_ok=True)
-        (self.options.output / f"{self.name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        (self.options.output / f"{self.name}.json").write_text(text, encoding="utf-8")
         if not self.options.quiet:
             print(markdown(content))
         return content

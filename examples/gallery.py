@@ -47,7 +47,7 @@ def run(chosen: list[str]) -> int:
         command = [sys.executable, str(HERE / f"{name}.py"), "--quiet", "--output", str(OUTPUT)]
         status = subprocess.run(command, env=environment).returncode
         if not status:
-            seconds = json.loads((OUTPUT / f"{name}.json").read_text())["seconds"]["all"]
+            seconds = json.loads((OUTPUT / f"{name}.json").read_text(encoding="utf-8"))["seconds"]["all"]
             print(f"{name}: {seconds:.0f} s", flush=True)
         return status
 
@@ -59,7 +59,7 @@ def render(folder: Path = KEPT) -> str:
     """The page, from the JSON files in `folder`."""
     from common import markdown
 
-    contents = [json.loads((folder / f"{name}.json").read_text()) for name in names()]
+    contents = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in names()]
     lines = [HEAD, "| example | verdicts that agree |", "|---|---:|"]
     for content in contents:
         agree = sum(claim["verdict"] == "agrees" for claim in content["claims"])
@@ -94,7 +94,7 @@ def escaped(value):
 
 def text_of(name: str) -> tuple[str, str]:
     """A script's docstring: the title, which ends at the first colon, and all after the first line."""
-    first, _, rest = (HERE / f"{name}.py").read_text().split('"""')[1].partition("\n\n")
+    first, _, rest = (HERE / f"{name}.py").read_text(encoding="utf-8").split('"""')[1].partition("\n\n")
     return first.split(":")[0].rstrip("."), rest.strip()
 
 
@@ -105,7 +105,7 @@ def write() -> None:
             source = OUTPUT / f"{name}.{suffix}"
             if source.exists():
                 shutil.copy(source, KEPT / source.name)
-    (HERE / "README.md").write_text(render())
+    (HERE / "README.md").write_text(render(), encoding="utf-8")
 
 
 def main(argv: list[str]) -> int:

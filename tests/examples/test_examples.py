@@ -30,7 +30,7 @@ def test_tiny_size_runs_and_repeats_itself(name, tmp_path):
     found = [module.main(["--tiny", "--quiet", "--output", str(tmp_path / str(k))]) for k in range(2)]
     assert without_times(found[0]) == without_times(found[1])
     assert (tmp_path / "0" / f"{name}.png").stat().st_size > 5000
-    content = json.loads((tmp_path / "0" / f"{name}.json").read_text())
+    content = json.loads((tmp_path / "0" / f"{name}.json").read_text(encoding="utf-8"))
     assert content == json.loads(json.dumps(found[0])) and content["claims"] and content["tables"]
     for claim in content["claims"]:
         assert claim["verdict"] in (common.AGREES, common.DIFFERS)
@@ -81,7 +81,9 @@ def test_sizes_from_the_command_line():
 
 def test_page_is_up_to_date():
     page = gallery.HERE / "README.md"
-    assert gallery.render() == page.read_text(), "run: make gallery, or python examples/gallery.py write"
+    assert gallery.render() == page.read_text(encoding="utf-8"), (
+        "run: make gallery, or python examples/gallery.py write"
+    )
     assert all((gallery.KEPT / f"{name}.png").exists() for name in gallery.names())
 
 
