@@ -5,7 +5,6 @@ Each file holds one op under the name and the signature of the fast one.
 
 from __future__ import annotations
 
-from . import dynamics
 from .normed_descent import normed_descent_
 from .polar import polar, polar_svd
 from .roots import effective_dimension, inverse_root
@@ -15,7 +14,6 @@ __all__ = [
     "adagrad_",
     "adam_",
     "adamw_",
-    "dynamics",
     "effective_dimension",
     "inverse_root",
     "lion_",
