@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?=
+GALLERY ?=
 PYTEST ?=
 # Test files run side by side; a file stays in one process, for what its tests compile together.
 WORKERS ?= -n 2 --dist loadfile
@@ -16,7 +17,7 @@ TRITON := triton==3.9.0
 py := $(VENV)/bin/python
 sources := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f) $(wildcard pyext/*.cpp pyext/*.h)
 
-.PHONY: run test build bench lint format clean validate mutants fuzz
+.PHONY: run test build bench gallery lint format clean validate mutants fuzz
 
 run: build
 	$(py) -m steepest info
@@ -30,6 +31,11 @@ test: build
 bench: build
 	mkdir -p out
 	$(py) -m pytest bench --benchmark-json=out/bench.json $(PYTEST)
+
+# All examples in their default sizes, two at a time (4 minutes on two cores), and the page of examples/README.md.
+gallery: build
+	$(py) examples/gallery.py run $(GALLERY)
+	$(py) examples/gallery.py write
 
 validate: build
 	$(py) -m steepest validate

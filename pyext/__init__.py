@@ -21,6 +21,7 @@ _COMPILED = {
     "path_normalize_": "steepest.normalize",
     "survey": "steepest.norms",
     "weight_norm": "steepest.normalize",
+    "dynamics": None,
     "optim": None,
 }
 
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     *_STEPS,
     "clip_grad_norm_",
+    "dynamics",
     "normed_descent_",
     "effective_dimension",
     "explain",

@@ -101,10 +101,8 @@ def build_path(case: PathCase, dtype: torch.dtype, seed: int, device: str = "cpu
     generator = torch.Generator().manual_seed(seed)
     params, grads = ([torch.randn(s, generator=generator).to(dtype) for s in case.shapes] for _ in range(2))
     grads = [torch.zeros_like(g) for g in grads] if case.zero else grads
-    placed = {
-        "params": [Guarded(x, device=device) for x in params],
-        "grads": [Guarded(x, device=device) for x in grads],
-    }
+    values = {"params": params, "grads": grads}
+    placed = {name: [Guarded(x, device=device) for x in tensors] for name, tensors in values.items()}
     tensors = {name: [g.view for g in guards] for name, guards in placed.items()}
     guards = [guard for role in placed.values() for guard in role]
     return Problem(case, dtype, tensors, values, guards)
