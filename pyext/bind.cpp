@@ -306,8 +306,11 @@ bool same_values(const py::list &objects, const py::dict &dict) {
 }  // namespace
 }  // namespace steepest_python
 
+void bind_matrix(pybind11::module_ &m);  // bind_matrix.cpp
+
 PYBIND11_MODULE(_C, m) {
   using namespace steepest_python;
+  bind_matrix(m);
   m.attr("ABI_VERSION") = steepest_abi_version();
   py::class_<TensorReader>(m, "TensorReader")
       .def(py::init<>())

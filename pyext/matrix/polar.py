@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from steepest.matrix.native import NativeVerbs, Recorder, general_work, native_wins, symmetric_work
 from steepest.matrix.verbs import TorchVerbs, Verbs, full_float32, symmetric_fraction
 from steepest.schedules import NORM_MARGIN, Schedule, minimax, named
 
@@ -26,7 +27,7 @@ class Plan:
     form: "plain" (iterate the n × m matrix) or "gram" (iterate n × n matrices, multiply the long side at the end).
     dtype: working precision. restarts: after these steps the Gram form multiplies out and starts again.
     grams, symmetric_products, long_products: calls of each verb, each for the whole batch. flops: of all of them.
-    backend: "torch" or "triton", whose verbs are called.
+    backend: "native", "torch" or "triton", whose verbs are called.
     """
 
     form: str
@@ -62,8 +63,8 @@ def polar(
 
     x: (..., m, n), float64, float32, float16 or bfloat16, any strides; never changed. Returns the same shape and dtype,
         contiguous where x is, without gradient. A zero matrix gives zeros; one with NaN or Inf gives NaN. A matrix of a
-        batch comes out bit for bit the same whatever the others are (on the CPU also the same as alone, if m and n are
-        multiples of 4; otherwise the same up to rounding, since MKL rounds by memory alignment).
+        batch comes out bit for bit the same whatever the others are, and on the CPU the same as alone (by torch's products
+        only if m and n are multiples of 4; otherwise the same up to rounding, since MKL rounds by memory alignment).
     schedule: a name (`steepest.schedules.names()`) with `steps` steps, "minimax" for the best `steps` steps from
         `lower` on, or a Schedule with p = 2, which is used whole.
     tol: instead, as many minimax steps as certify |1 - f| ≤ tol for all σ ≥ lower·ν.
@@ -72,7 +73,8 @@ def polar(
         In half precision "polar-express" means "polar-express-safe": rounding lifts singular values above 1, where the
         raw set diverges from 1.000007 on (0.9 relative error on an exponential spectrum; with slack 0.009). Other
         schedules are used as given: choose one with slack.
-    backend: "auto" (torch on the CPU and for float64, Triton on CUDA), "torch" or "triton".
+    backend: "auto" (on the CPU the C library's kernels, `native_wins`, or torch's products; Triton on CUDA; torch for
+        float64), "native", "torch" or "triton".
 
     Accuracy: a rounding error made on the way is amplified by the steps that follow, by up to `slope` in all. So in
     float32 a 768 × 3072 Gaussian comes out within 3.6e-6 of the same polynomials in float64, in relative Frobenius
@@ -100,8 +102,12 @@ def polar(
     if backend == "auto":
         _log_choice(x.device.type, todo.backend)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32():
-        y = normalised(x.detach().reshape(-1, *x.shape[-2:]), todo.dtype)
-        return iterate(y, todo, _verbs(todo.backend)).to(x.dtype).reshape(x.shape)
+        flat = x.detach().reshape(-1, *x.shape[-2:])
+        if todo.backend == "native":
+            y = NativeVerbs().run(_normalised_chain, (flat.to(todo.dtype),), (todo,))
+        else:
+            y = iterate(normalised(flat, todo.dtype), todo, _verbs(todo.backend))
+        return y.to(x.dtype).reshape(x.shape)
 
 
 def plan(
@@ -135,14 +141,17 @@ def _plan(shape, dtype, device_type, schedule, steps, lower, tol, working, form,
     backend = _choose_backend(device_type, working, backend)
     schedule = _resolve(schedule, steps, lower, tol, working)
     n, m = sorted(shape[-2:])
-    fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
+    if backend == "native":
+        square, long = symmetric_work(n), general_work(*shape[-2:])  # elements that one product computes
+    else:
+        square, long = n * n * (symmetric_fraction(n, device_type) if backend == "torch" else 0.5), n * m
 
     def candidate(form, restarts):
         runs = 1 + len(restarts) if form == "gram" else schedule.steps
         symmetric = schedule.steps * (schedule.degree - 1)  # the polynomials themselves
         if form == "gram":
             symmetric += 3 * (schedule.steps - runs)  # Q and twice M, in every step but the last of a run
-        flops = 2 * n * n * (runs * m * (fraction + 1) + symmetric * n * fraction) * math.prod(shape[:-2])
+        flops = 2 * (runs * (m * square + n * long) + symmetric * n * square) * math.prod(shape[:-2])
         return Plan(form, schedule, working, restarts, runs, symmetric, runs, round(flops), backend)
 
     if form not in ("auto", "plain", "gram"):
@@ -215,8 +224,12 @@ def _working_dtype(dtype, device_type, working) -> torch.dtype:
 
 
 def _choose_backend(device_type, working, backend) -> str:
-    if backend not in ("auto", "torch", "triton"):
-        raise ValueError(f"polar: backend must be 'auto', 'torch' or 'triton', got {backend!r}")
+    if backend not in ("auto", "native", "torch", "triton"):
+        raise ValueError(f"polar: backend must be 'auto', 'native', 'torch' or 'triton', got {backend!r}")
+    if backend == "native" and (device_type != "cpu" or working is not torch.float32):
+        raise ValueError(f"polar: backend 'native' needs a CPU tensor and float32; got {device_type}, {working}")
+    if backend == "auto" and device_type == "cpu" and native_wins(working):
+        return "native"
     triton_can = device_type == "cuda" and working is not torch.float64
     if backend == "triton" and not triton_can:
         raise ValueError(f"polar: backend 'triton' needs a CUDA tensor and not float64; got {device_type}, {working}")
@@ -255,11 +268,18 @@ def normalised(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def iterate(y: Tensor, todo: Plan, verbs: Verbs) -> Tensor:
     """Executes a plan on y (batch, m, n) with singular values at most 1."""
+    x = _chain(verbs, y, todo)
+    return x.contiguous() if y.is_contiguous() else x
+
+
+def _chain(verbs: Verbs, y, todo: Plan):
     form = _gram_form if todo.form == "gram" else _plain_form
-    if y.shape[-2] <= y.shape[-1]:
-        return form(y, todo, verbs)
-    tall = form(y.mT, todo, verbs).mT
-    return tall.contiguous() if y.is_contiguous() else tall
+    return form(y, todo, verbs) if y.shape[-2] <= y.shape[-1] else form(y.mT, todo, verbs).mT
+
+
+def _normalised_chain(verbs: Recorder, x, todo: Plan):
+    """From the input on, as one program; float32's squares are summed in float64, which they cannot leave."""
+    return _chain(verbs, verbs.normalised(x, 1 / (1 + max(NORM_MARGIN, 4 * UNIT_ROUNDOFF[todo.dtype]))), todo)
 
 
 def _gram_form(x: Tensor, todo: Plan, verbs: Verbs) -> Tensor:
@@ -274,7 +294,7 @@ def _gram_form(x: Tensor, todo: Plan, verbs: Verbs) -> Tensor:
         def times(y, z=z, alpha=alpha, shift=shift):
             return verbs.symmetric_product(y, z, alpha=alpha, beta=shift, c=y)
 
-        q = _plus_identity(z * alpha, shift) if q is None else times(q)
+        q = verbs.combination(z, alpha=alpha, diagonal=shift) if q is None else times(q)
         if k in todo.restarts:
             x = verbs.long_product(q, x)
             q, m = None, verbs.gram(x)
@@ -301,8 +321,3 @@ def _polynomial(verbs: Verbs, m: Tensor, row) -> tuple[Tensor, float, float]:
     for c in row[-2:0:-1]:
         z, alpha = verbs.symmetric_product(z, m, alpha=alpha, beta=c, c=m), 1.0
     return z, alpha, row[0]
-
-
-def _plus_identity(z: Tensor, shift: float) -> Tensor:
-    z.diagonal(dim1=-2, dim2=-1).add_(shift)
-    return z

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from steepest.kernels import symmetric
-from steepest.matrix.verbs import general_product, rounded_once
+from steepest.matrix.verbs import TensorVerbs, general_product, rounded_once
 
 
-class TritonVerbs:
+class TritonVerbs(TensorVerbs):
     """Verbs over (..., m, n) float32, float16 or bfloat16 tensors on a CUDA device; results in the operands' dtype.
 
     `gram` and `symmetric_product` compute one triangle and mirror it: half the FLOPs of a general product, and exactly
