@@ -11,7 +11,7 @@ namespace steepest::matrix {
 // in every task, so that a result does not depend on how it was cut.)
 template <class T>
 constexpr int64_t kRun = 1024 / sizeof(T);
-constexpr int64_t kMostSide = 192;  // of a task's rectangle: its panels of b, its part of d stay in the L2 cache
+constexpr int64_t kMostSide = 384;  // of a task's rectangle: its packed part of b stays in the L2 cache
 
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 

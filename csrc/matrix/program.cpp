@@ -113,7 +113,7 @@ class Chain {
   int64_t side(const steepest_matrix_op &op) const {
     if (sharers_ == 1) return kMostSide;
     const steepest_matrix_operand &d = p_.operands[op.d];
-    for (const int64_t side : {kMostSide, int64_t{144}, int64_t{96}})
+    for (const int64_t side : {kMostSide, int64_t{256}, int64_t{192}, int64_t{144}, int64_t{96}})
       if (product_tasks(d.rows, d.cols, op.kind == STEEPEST_MATRIX_SYMMETRIC, side) >= 5 * sharers_) return side;
     return 64;
   }

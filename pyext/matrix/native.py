@@ -16,6 +16,7 @@ from torch import Tensor
 from steepest._native import lib, num_threads
 
 DTYPES = {torch.float32: lib.MATRIX_FLOAT32, torch.float64: lib.MATRIX_FLOAT64}
+LARGE = 1 << 18  # elements from which a result's memory serves as scratch before
 STRIP, GRANULE = 8, 16  # a tile has 8 rows and a multiple of 16 columns
 
 
@@ -137,7 +138,7 @@ class Program:
         results = [self._placed(recorder, handle, len(given)) for handle in results]
         self.transposed = [handle.transposed for handle in results]
         arrays = [*(h.number for h in given), *(h.number for h in results)]
-        shapes, ops = _assign(recorder, arrays)
+        shapes, ops = _assign(recorder, arrays, len(given))
         self.shapes, self.inputs = shapes[: len(arrays)], len(given)
         codes = [(rows, cols, DTYPES[dtype]) for rows, cols, dtype in shapes]
         self.native = lib.MatrixProgram(codes, [tuple(op) for op in ops], len(arrays))
@@ -164,28 +165,42 @@ class Program:
         return [x.mT if transposed else x for x, transposed in zip(results, self.transposed)]
 
 
-def _assign(recorder: Recorder, arrays: list[int]) -> tuple[list, list]:
-    """(shapes, ops) with the arrays first, and scratch that is no longer read used again for a later result."""
-    last = {}
-    for i, op in enumerate(recorder.ops):
-        for number in op[2:6]:
-            last[number] = i
+def _assign(recorder: Recorder, arrays: list[int], inputs: int) -> tuple[list, list]:
+    """(shapes, ops) with the arrays first; a place that is no longer read is used again for a later matrix.
+
+    So is, for large matrices, that of a result until it is written.  (Small ones are read faster from scratch.)
+    """
+    last = {number: i for i, op in enumerate(recorder.ops) for number in op[2:6]}
+    written = {op[2]: i for i, op in reversed(list(enumerate(recorder.ops)))}
     place = {number: i for i, number in enumerate(arrays)}
     shapes = [recorder.shapes[number] for number in arrays]
+    lent = {}  # place of a result: when it is written
+    for i, number in enumerate(arrays):
+        if i >= inputs and shapes[i][0] * shapes[i][1] >= LARGE:
+            lent[i] = written[number]
     free: dict[tuple, list[int]] = {}
     ops = []
     for i, op in enumerate(recorder.ops):
         for number in op[2:6]:
             if number >= 0 and number not in place:
-                shape = recorder.shapes[number]
-                if not free.get(shape):
+                shape, end = recorder.shapes[number], last[number]
+                places = [k for k, until in lent.items() if shapes[k] == shape and end < until]
+                places = places or free.get(shape, [])
+                if not places:
                     shapes.append(shape)
-                    free.setdefault(shape, []).append(len(shapes) - 1)
-                place[number] = free[shape].pop()
+                    places = [len(shapes) - 1]
+                place[number] = places[-1]
+                lent.pop(place[number], None)
+                if place[number] in free.get(shape, ()):
+                    free[shape].remove(place[number])
         ops.append([*op[:2], *(place.get(number, -1) for number in op[2:6]), *op[6:]])
         for number in set(op[2:6]) - set(arrays) - {-1}:
             if last[number] == i:
-                free.setdefault(recorder.shapes[number], []).append(place[number])
+                shape, k = recorder.shapes[number], place[number]
+                if k >= len(arrays):
+                    free.setdefault(shape, []).append(k)
+                else:
+                    lent[k] = written[arrays[k]]
     return shapes, ops
 
 
