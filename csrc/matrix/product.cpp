@@ -100,16 +100,9 @@ void add_diagonal(const Product<T> &p, const Rectangle &r) {
 // What lies above the diagonal, from what lies below.
 template <class T>
 void mirror(const Operand<T> &d, const Rectangle &r) {
-  const auto transpose = kernels<T>().transpose;
-  if (r.top != r.left)
-    return transpose(d.at + r.top * d.ld + r.left, d.ld, d.at + r.left * d.ld + r.top, d.ld, r.bottom - r.top,
-                     r.right - r.left);
-  for (int64_t i = r.top; i < r.bottom; i += kGranule) {
-    const int64_t end = std::min(i + kGranule, r.bottom);
-    transpose(d.at + i * d.ld + r.left, d.ld, d.at + r.left * d.ld + i, d.ld, end - i, i - r.left);
-    for (int64_t row = i; row < end; ++row)
-      for (int64_t col = i; col < row; ++col) d.at[col * d.ld + row] = d.at[row * d.ld + col];
-  }
+  if (r.top == r.left) return kernels<T>().mirror(d.at + r.top * d.ld + r.top, d.ld, r.bottom - r.top);
+  kernels<T>().transpose(d.at + r.top * d.ld + r.left, d.ld, d.at + r.left * d.ld + r.top, d.ld, r.bottom - r.top,
+                         r.right - r.left);
 }
 
 }  // namespace

@@ -54,6 +54,13 @@ class NoisyVerbs:
     def long_product(self, q, x, *, alpha=1.0, shift=0.0):
         return self.product(q, x, alpha, shift * x)
 
+    def combination(self, a, *, alpha=1.0, beta=0.0, c=None, diagonal=0.0, dtype=None):
+        """Exact where nothing is added: a change of format alone rounds what has just been rounded."""
+        if (alpha, c, diagonal) == (1.0, None, 0.0):
+            return a
+        rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype) if diagonal else 0.0
+        return self.stored(alpha * a + rest + (0.0 if c is None else beta * c))
+
 
 def rounding_estimate(algorithm, x: torch.Tensor, dtype: torch.dtype, *, draws: int, seed: int) -> float:
     """Root mean square, over the draws, of ||algorithm with noise - algorithm without||_F; x is rounded with noise too.

@@ -103,10 +103,12 @@ def polar(
         _log_choice(x.device.type, todo.backend)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32():
         flat = x.detach().reshape(-1, *x.shape[-2:])
-        if todo.backend == "native":
-            y = NativeVerbs().run(_normalised_chain, (flat.to(todo.dtype),), (todo,))
-        else:
+        if todo.backend != "native":
             y = iterate(normalised(flat, todo.dtype), todo, _verbs(todo.backend))
+        elif x.dtype == torch.float64:  # float32 may not hold it yet
+            y = NativeVerbs().run(_chain, (normalised(flat, todo.dtype),), (todo,))
+        else:
+            y = NativeVerbs().run(_normalised_chain, (flat.to(todo.dtype),), (todo,))
         return y.to(x.dtype).reshape(x.shape)
 
 
