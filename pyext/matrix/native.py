@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steepest._native import lib, num_threads
+from steepest.matrix.verbs import TorchVerbs
 
 DTYPES = {torch.float32: lib.MATRIX_FLOAT32, torch.float64: lib.MATRIX_FLOAT64}
 LARGE = 1 << 18  # elements from which a result's memory serves as scratch before
@@ -220,11 +221,12 @@ def _plain(x: Tensor) -> Tensor:
     return x if (x.shape[-1] <= 1 or x.stride(-1) == 1) and rows_apart and x.stride(0) >= 0 else x.contiguous()
 
 
-class NativeVerbs:
+class NativeVerbs(TorchVerbs):
     """The verbs over CPU tensors, float32 or float64; results are bit for bit symmetric, the same for every number of
     threads, alignment and leading dimension, and for a matrix of a batch the same as alone.
 
-    `run` executes a whole algorithm in one call; each verb by itself is a program of one operation.
+    `run` executes a whole algorithm in one call; each verb by itself is a program of one operation, empty matrices
+    apart, which torch takes.
     """
 
     def run(self, algorithm, tensors: tuple[Tensor, ...], options: tuple = ()):
@@ -239,13 +241,13 @@ class NativeVerbs:
         """`run` for tensors of any batch shape, with the batch shape of the first."""
         lead = tensors[0].shape[:-2]
         flat = [x.expand(*lead, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in tensors]
-        if not flat[0].shape[0] or not flat[0].shape[-1] or not flat[0].shape[-2]:
-            raise ValueError(f"NativeVerbs: got an empty tensor of shape {tuple(tensors[0].shape)}")
         result = self.run(algorithm, flat, options)
         return result.reshape(*lead, *result.shape[-2:])
 
     def gram(self, x: Tensor) -> Tensor:
         """X Xᵀ; half of 2n²m FLOPs."""
+        if not x.numel():
+            return super().gram(x)
         if x.mT.is_contiguous() and not x.is_contiguous():
             return self._one(_gram_of_transpose, (x.mT,))
         return self._one(Recorder.gram, (x,))
@@ -254,15 +256,21 @@ class NativeVerbs:
         """alpha·A B + beta·C + diagonal·I; half of 2n³ FLOPs."""
         if c is None and beta != 0:
             raise ValueError(f"symmetric_product: beta is {beta}, but c is None")
+        if not a.numel():
+            return super().symmetric_product(a, b, alpha=alpha, beta=beta, c=c, diagonal=diagonal)
         tensors = (a, b) if c is None else (a, b, c)
         return self._one(_symmetric_product, tensors, ((alpha, beta, diagonal, c is not None),))
 
     def commuting_product(self, a, b, *, beta: float = 0.0, c=None) -> Tensor:
         """A B + beta·C, 2n³ FLOPs."""
+        if not a.numel():
+            return super().commuting_product(a, b, beta=beta, c=c)
         return self._one(_commuting_product, (a, b) if c is None else (a, b, c), ((beta, c is not None),))
 
     def long_product(self, q, x, *, alpha: float = 1.0, shift: float = 0.0) -> Tensor:
         """alpha·Q X + shift·X, 2n²m FLOPs, in the memory order of x."""
+        if not x.numel():
+            return super().long_product(q, x, alpha=alpha, shift=shift)
         if x.mT.is_contiguous() and not x.is_contiguous():
             return self._one(_long_product_transposed, (q, x.mT), ((alpha, shift),)).mT
         return self._one(_long_product, (q, x), ((alpha, shift),))
