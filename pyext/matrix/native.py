@@ -55,7 +55,7 @@ class Handle:
     transposed: bool = False
 
     @property
-    def mT(self) -> Handle:  # noqa: N802 - as torch.Tensor's
+    def mT(self) -> Handle:
         return replace(self, rows=self.cols, cols=self.rows, transposed=not self.transposed)
 
     @property
@@ -230,8 +230,10 @@ class NativeVerbs(TorchVerbs):
     """
 
     def run(self, algorithm, tensors: tuple[Tensor, ...], options: tuple = ()):
-        """algorithm(verbs, *matrices, *options) for every matrix of the tensors (batch, rows, cols); one with a batch of
-        1 is shared.  `options` must be hashable: the recorded program is kept."""
+        """algorithm(verbs, *matrices, *options) for every matrix of the tensors (batch, rows, cols).
+
+        A tensor with a batch of 1 is shared.  `options` must be hashable: the recorded program is kept.
+        """
         plain = [_plain(x) for x in tensors]
         shapes = tuple((*x.shape[-2:], x.dtype) for x in plain)
         results = program(algorithm, options, shapes)(*plain)

@@ -63,8 +63,8 @@ def polar(
 
     x: (..., m, n), float64, float32, float16 or bfloat16, any strides; never changed. Returns the same shape and dtype,
         contiguous where x is, without gradient. A zero matrix gives zeros; one with NaN or Inf gives NaN. A matrix of a
-        batch comes out bit for bit the same whatever the others are, and on the CPU the same as alone (by torch's products
-        only if m and n are multiples of 4; otherwise the same up to rounding, since MKL rounds by memory alignment).
+        batch comes out bit for bit the same whatever the others are, and on the CPU the same as alone (by torch's
+        products only if m and n are multiples of 4; MKL rounds by memory alignment).
     schedule: a name (`steepest.schedules.names()`) with `steps` steps, "minimax" for the best `steps` steps from
         `lower` on, or a Schedule with p = 2, which is used whole.
     tol: instead, as many minimax steps as certify |1 - f| ≤ tol for all σ ≥ lower·ν.

@@ -39,6 +39,7 @@ EIGH_IN_PRODUCTS = {
 }
 WIDE_PRODUCTS = {"native": 2.0, "torch": 3.6}  # what two products cost more in float64
 
+
 @dataclass(frozen=True)
 class RootPlan:
     """method: "composite", "newton" or "eigh".  schedule: the polynomials, None for eigh.  precision: of the products.
@@ -46,8 +47,8 @@ class RootPlan:
     dtype: in which matrices are kept.  wide: whether the two most sensitive products are in float64.
     mirrored: whether products other than squares may be computed on one triangle and mirrored.
     products: n x n products per matrix.  steps: iterations.  group: matrices that are walked through all steps at once.
-    flops: of the products, for the whole batch.  backend: "native", "torch" or "triton", whose verbs are called.  why: the reason
-    for the method.
+    flops: of the products, for the whole batch.  backend: "native", "torch" or "triton", whose verbs are called.
+    why: the reason for the method.
     """
 
     method: str
@@ -200,7 +201,8 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
         why = "as asked"
     working = torch.float64 if precision == "float64" else torch.float32
     group = batch
-    if device_type == "cpu" and backend == "torch" and n:  # so many matrices that M, X and two temporaries of each stay in cache
+    if device_type == "cpu" and backend == "torch" and n:
+        # So many matrices that M, X and two temporaries of each stay in cache; native programs see to that themselves.
         group = max(1, min(batch, GROUP_BYTES // (4 * n * n * working.itemsize)))
     if method == "eigh":
         # 4/3 n³ to tridiagonalise and about 8 n³ for vectors, and the assembly.
@@ -246,7 +248,9 @@ def _choose_units(dtype, device_type, ridge, absolute, precision, backend) -> tu
         raise ValueError(f"inverse_root: the CPU multiplies in float32 or float64, got precision={precision!r}")
     native = device_type == "cpu" and precision == "float32"
     if backend == "native" and not native:
-        raise ValueError(f"inverse_root: backend 'native' needs a CPU tensor and float32; got {device_type}, {precision}")
+        raise ValueError(
+            f"inverse_root: backend 'native' needs a CPU tensor and float32; got {device_type}, {precision}"
+        )
     if backend == "native" or (backend == "auto" and native and native_wins(torch.float32)):
         return "native", precision
     can = device_type == "cuda" and precision != "float64"

@@ -59,8 +59,8 @@ class Verbs(Protocol):
         """alpha·A + beta·C + diagonal·I in `dtype`, by default a's; may be `a` itself where nothing changes."""
 
     def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """(Y, sizes): Y = (A + Aᵀ) / (2 r) with r the largest row sum of |A + Aᵀ| / 2, so that no eigenvalue of Y exceeds
-        1 and the largest is at least 1/√n; sizes (..., 1, 2) in float64: r and ‖Y‖_F. Zero gives zero, NaN or Inf NaN."""
+        """(Y, sizes): Y = (A + Aᵀ) / (2 r), r the largest row sum of |A + Aᵀ| / 2: no eigenvalue of Y exceeds 1, and the
+        largest is at least 1/√n. sizes (..., 1, 2) in float64: r and ‖Y‖_F. Zero gives zero, NaN or Inf NaN."""
 
     def run(self, algorithm, tensors: tuple, options: tuple = ()):
         """algorithm(verbs, *tensors, *options), for tensors (batch, rows, cols) and hashable options."""

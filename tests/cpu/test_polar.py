@@ -209,7 +209,7 @@ def test_bad_matrices_do_not_disturb_their_neighbours():
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_a_matrix_of_a_batch_comes_out_as_it_would_alone(threads, backend):
-    """Bit for bit, by torch where matrices follow each other at multiples of 64 bytes: MKL rounds by their alignment."""
+    """Bit for bit, by torch where matrices are at multiples of 64 bytes: MKL rounds by their alignment."""
     torch.set_num_threads(threads)
     for shape in [(3, 4, 8, 12), (2, 32, 132), (2, 132, 32), (2, 600, 700), (9, 16, 16), (3, 4, 7, 9), (2, 33, 131)]:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
