@@ -72,7 +72,8 @@ def inverse_root(
     ridge: relative to λ; composite polynomials need 1e-6 in float32 and tf32x3, 3e-4 in tf32, 1e-14 in float64.
     previous: what a block that fails comes out as; NaN by default.  A failed block does not disturb the others: each
         comes out bit for bit the same whatever the rest of the batch is.  A zero block gives ridge^(-1/p)·I.
-    precision: "auto", or "float64", "float32" and on CUDA "tf32x3", "tf32".  backend: "auto", "torch" or "triton".
+    precision: "auto", or "float64", "float32" and on CUDA "tf32x3", "tf32".
+    backend: "auto", "native" (the C library's kernels, on the CPU in float32), "torch" or "triton".
 
     Accuracy: relative error in the Frobenius norm at most tol + 3 u κ / p with κ = 1/ridge and u the unit roundoff
     (steepest.conformance.root_bounds derives it).  On the CPU the two products whose rounding is amplified by κ, both

@@ -59,7 +59,7 @@ class Verbs(Protocol):
         """alpha·A + beta·C + diagonal·I in `dtype`, by default a's; may be `a` itself where nothing changes."""
 
     def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """(Y, sizes): Y = (A + Aᵀ) / (2 r), r the largest row sum of |A + Aᵀ| / 2: no eigenvalue of Y exceeds 1, and the
+        """(Y, sizes): Y = (A + Aᵀ) / (2 r), r the largest row sum of |A + Aᵀ| / 2: no eigenvalue of Y exceeds 1, the
         largest is at least 1/√n. sizes (..., 1, 2) in float64: r and ‖Y‖_F. Zero gives zero, NaN or Inf NaN."""
 
     def run(self, algorithm, tensors: tuple, options: tuple = ()):

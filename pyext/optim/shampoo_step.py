@@ -149,7 +149,7 @@ def _per_block(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _chosen(yes: Tensor, x: Tensor, other) -> Tensor:
-    """x in the blocks where yes, else `other`; on a CPU, where looking costs nothing, x itself if that is all of them."""
+    """x in the blocks where yes, else `other`; on a CPU, where looking costs nothing, x itself if that is all."""
     if not yes.is_cuda and bool(yes.all()):
         return x
     return torch.where(_per_block(yes, x), x, other)
