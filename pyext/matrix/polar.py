@@ -82,7 +82,8 @@ def polar(
 
     Cost for n ≤ m (a tall matrix is worked on transposed), T steps of degree d, in units of 2n³ FLOPs, with α = m/n and
     s the cost of a symmetric product (1/2 on CUDA; the C library's kernels: 0.63 at n = 64, 0.53 at 256, 0.51 at 1024;
-    torch's products: `verbs.symmetric_fraction`): T·((s + 1)·α + (d - 1)·s) for the plain form, (1 + r)·(s + 1)·α + (T·(d + 2) - 3·(1 + r))·s for the
+    torch's products: `verbs.symmetric_fraction`):
+    T·((s + 1)·α + (d - 1)·s) for the plain form, (1 + r)·(s + 1)·α + (T·(d + 2) - 3·(1 + r))·s for the
     Gram form with r restarts. The cheaper one is executed; see `plan`.
 
     Raises TypeError for integer, boolean or complex x and for a dtype that is not floating; ValueError for fewer than

@@ -69,7 +69,8 @@ def test_wheel_holds_library_header_and_packages(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "steepest/lib/libsteepest.so", "steepest/include/steepest/steepest.h",
-        "steepest/include/steepest/matrix.h",        "steepest/lib/cmake/steepest/steepest-config.cmake", "steepest/lib/pkgconfig/steepest.pc",
+        "steepest/include/steepest/matrix.h",
+        "steepest/lib/cmake/steepest/steepest-config.cmake", "steepest/lib/pkgconfig/steepest.pc",
         "steepest/kernels/adamw.py", "steepest/optim/adamw.py", "steepest/reference/adamw.py",
         "steepest/conformance/registry.py", "steepest/matrix/polar.py",
     ):  # fmt: skip
