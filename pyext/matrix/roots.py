@@ -331,7 +331,8 @@ def _by_eigh(a, todo, ridge, absolute, verbs):
     y, largest = scaled(a, todo.dtype)
     zero, finite = largest == 0, torch.isfinite(largest)
     largest = torch.where(zero, 1.0, largest)
-    y = torch.where(finite[:, None, None], y, 1.0)  # LAPACK raises for NaN, and the others would be lost
+    if y.is_cuda or not bool(finite.all()):  # LAPACK raises for NaN, and the others would be lost
+        y = torch.where(finite[:, None, None], y, 1.0)
     w, q = _eigh(y)
     bound = torch.where(zero, 1.0, w.abs().amax(-1) * (1 + 2.0**-12))
     relative = ridge / largest if absolute else ridge * bound
