@@ -206,7 +206,7 @@ def _finish(x, factor, ok, zero, ridge, todo, residual, scale):
 def scaled(a: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The symmetric part of a divided by max |a|, in `dtype`, and max |a|; zeros for zero, NaN for NaN and inf."""
     wide = a.to(torch.promote_types(torch.promote_types(a.dtype, dtype), torch.float32))
-    largest = torch.linalg.vector_norm(wide.flatten(1), math.inf, dim=1)
+    largest = torch.maximum(wide.amax((-2, -1)), -wide.amin((-2, -1)))  # a tenth of the time of torch's norm
     y = wide / largest.where(largest != 0, 1)[:, None, None]
     return torch.add(y, y.mT).mul_(0.5).to(dtype), largest.to(dtype)
 
@@ -341,8 +341,9 @@ def _by_eigh(a, todo, ridge, absolute, verbs):
     allowed, stored = (10 * math.sqrt(n) * torch.finfo(t).eps / 2 for t in (todo.dtype, a.dtype))
     # An eigenvalue that rounding alone can have made negative counts as zero.
     shifted = torch.where(w >= -max(allowed, stored) * bound[:, None], w.clamp(min=0), w) + relative[:, None]
-    # Q f(W) Qᵀ as a Gram matrix: symmetric, and rounded the same in every batch (q itself is stored by columns).
-    x = verbs.gram(torch.mul(q, _power(shifted, -0.5 / todo.p)[:, None, :], out=torch.empty_like(y)))
+    # Q f(W) Qᵀ as a Gram matrix: symmetric; q is stored by columns, which MKL rounds differently in every batch.
+    weighted = q * _power(shifted, -0.5 / todo.p)[:, None, :]
+    x = verbs.gram(weighted if todo.backend == "native" else weighted.contiguous())
     v = _directions(n, y.dtype, y.device).expand(len(y), -1, -1)
     rotated = torch.matmul(v, q)
     orthogonal = _size(torch.matmul(rotated, q.mT) - v)
