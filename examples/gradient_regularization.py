@@ -22,10 +22,22 @@ import steepest
 from steepest import dynamics
 
 
+class WeightNormLinear(nn.Module):
+    """A linear layer given by direction and length of its rows."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.v, self.bias = nn.Parameter(layer.weight.detach().clone()), layer.bias
+        self.g = nn.Parameter(self.v.detach().norm(dim=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, steepest.weight_norm(self.v, self.g), self.bias)
+
+
 def mlp(kind: str = "plain", rate: float = 0.0) -> nn.Sequential:
     first, last = nn.Linear(64, 96), nn.Linear(96, 10)
     if kind == "weight norm":
-        first, last = (nn.utils.parametrizations.weight_norm(layer) for layer in (first, last))
+        first, last = WeightNormLinear(first), WeightNormLinear(last)
     if kind == "batch norm":
         return nn.Sequential(first, nn.BatchNorm1d(96), nn.Tanh(), last)
     if kind == "dropout":
