@@ -24,7 +24,7 @@ namespace {
 }
 
 // The fields of steepest_hyper in their order, and the step.
-using Hyper = std::pair<std::array<double, 13>, int64_t>;
+using Hyper = std::pair<std::array<double, 14>, int64_t>;
 
 // What a call states besides its tensors.
 struct Step {
@@ -170,8 +170,15 @@ py::object gather(const TensorReader &reader, OverlapGuard &guard, StateRows &st
   return py::none();
 }
 
+// T = alpha * |weight| + eps multiplies what is surveyed, or the inner product is taken; the weights are role 1.
+struct Weigh {
+  double alpha, eps;
+  bool inner;
+};
+
 // One read of the tensors of one role: (sum of |x / scale|^q, largest |x|, whether anything is not finite).
-py::tuple survey_role(const Rows &rows, int role, double q, double scale, int num_threads) {
+py::tuple survey_role(const Rows &rows, int role, double q, double scale, int num_threads,
+                      const std::optional<Weigh> &weigh = std::nullopt) {
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
   exec.device = STEEPEST_CPU;
@@ -184,6 +191,13 @@ py::tuple survey_role(const Rows &rows, int role, double q, double scale, int nu
   args.dtype = rows.dtype[role];
   args.q = q;
   args.scale = scale;
+  if (weigh) {
+    args.weights = rows.address[1].data();
+    args.weight_dtype = rows.dtype[1];
+    args.alpha = weigh->alpha;
+    args.eps = weigh->eps;
+    args.inner = weigh->inner;
+  }
   uint64_t bytes = 0;
   if (const steepest_status status = steepest_survey_workspace_size(&exec, &args, &bytes)) raise(status);
   std::vector<char> workspace(bytes);
@@ -204,6 +218,17 @@ py::object survey(const TensorReader &reader, const py::list &tensors, double q,
   if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
   if (rows.dtype[0] > STEEPEST_FLOAT16) return reject({"dtype", 0, 0});
   return survey_role(rows, 0, q, scale, num_threads);
+}
+
+// The same with every element times (alpha * |its weight| + eps).
+py::object survey_weighed(const TensorReader &reader, const py::list &tensors, const py::list &weights, double alpha,
+                          double eps, double q, double scale, bool inner, int num_threads) {
+  Rows rows;
+  if (const Mismatch mismatch = rows.gather(reader, {tensors, weights}, {})) return reject(mismatch);
+  if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
+  for (int role = 0; role < 2; ++role)
+    if (rows.dtype[role] > STEEPEST_FLOAT16) return reject({"dtype", role, 0});
+  return survey_role(rows, 0, q, scale, num_threads, Weigh{alpha, eps, inner});
 }
 
 // The derived scalars of Adam rows as float32 values, for kernels that live outside the C library (Triton).
@@ -347,6 +372,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("hyper_index"), py::arg("num_hyper"));
   m.def("survey", &survey, py::arg("reader"), py::arg("tensors"), py::arg("q"), py::arg("scale"),
         py::arg("num_threads"));
+  m.def("survey_weighed", &survey_weighed, py::arg("reader"), py::arg("tensors"), py::arg("weights"),
+        py::arg("alpha"), py::arg("eps"), py::arg("q"), py::arg("scale"), py::arg("inner"), py::arg("num_threads"));
   m.def(
       "survey_states",
       [](const StateRows &states, double q, double scale, int num_threads) {
@@ -362,7 +389,8 @@ PYBIND11_MODULE(_C, m) {
   // The C interface's names, so that Python does not repeat their numbers.
 #define STEEPEST_EXPORT(name) m.attr(#name) = static_cast<int>(STEEPEST_##name)
   STEEPEST_EXPORT(SGD), STEEPEST_EXPORT(ADAGRAD), STEEPEST_EXPORT(RMSPROP), STEEPEST_EXPORT(ADAM);
-  STEEPEST_EXPORT(LION), STEEPEST_EXPORT(SIGN);
+  STEEPEST_EXPORT(LION), STEEPEST_EXPORT(SIGN), STEEPEST_EXPORT(PERTURB), STEEPEST_EXPORT(RESTORE);
   STEEPEST_EXPORT(MAXIMIZE), STEEPEST_EXPORT(DECOUPLED), STEEPEST_EXPORT(CAUTIOUS), STEEPEST_EXPORT(AMSGRAD);
   STEEPEST_EXPORT(NESTEROV), STEEPEST_EXPORT(CENTERED), STEEPEST_EXPORT(MOMENTUM);
+  STEEPEST_EXPORT(BACKUP), STEEPEST_EXPORT(POWER);
 }
