@@ -27,6 +27,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # torch.amp.GradScaler leaves unscaling and skipping to the step.
     _step_supports_amp_scaling = True
+    # SAM asks whether step() takes `sources`; a class with a step of its own says False unless it does.
+    _step_takes_sources = True
     kind: GroupRule  # of optimizers with one rule for all groups
     # Options that cannot have another value.
     fixed: ClassVar[dict[str, object]] = {"capturable": False, "differentiable": False}
@@ -88,10 +90,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._check_group(number, group)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One step; returns the closure's loss, if there is a closure."""
+    def step(self, closure=None, *, sources: dict[Tensor, Tensor] | None = None):
+        """One step; returns the closure's loss, if there is a closure.  `sources`: see Table.run."""
         loss = run_closure(closure)
-        self.step_rule(self.kind, list(enumerate(self.param_groups)))
+        self.step_rule(self.kind, list(enumerate(self.param_groups)), sources)
         return loss
 
     def step_rule(

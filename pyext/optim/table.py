@@ -216,7 +216,8 @@ class Table:
         return f"{self.kind.name}.step"
 
     def _all_lists(self) -> list[list[Tensor]]:
-        states = [[entry[name] for entry in self.entries] for name in self.names]
+        # Past ParamState, which would take it for somebody who keeps what he finds.
+        states = [[dict.__getitem__(entry, name) for entry in self.entries] for name in self.names]
         return [self.params, lib.gradients(self.params), *states]
 
     def _run_from(self, sources: dict[Tensor, Tensor], call: Call, hyper: list[tuple], index: list[int] | None) -> None:

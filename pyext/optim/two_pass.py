@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from steepest import check, norms, sam_ops
+from steepest.optim.base import FusedOptimizer
 from steepest.optim.freeze import frozen_batchnorm
 from steepest.sam_ops import Weighing
+from steepest.storage import Storage, follow, whole
 
 OPTIONS = ("rho", "adaptive", "eta")  # of a param group
 
@@ -33,7 +36,7 @@ class TwoPass(torch.optim.Optimizer):
     def __init__(
         self, base_optimizer: torch.optim.Optimizer, rho: float = 0.05, p: float = 2.0, adaptive: bool = False, *,
         eta: float = 0.01, model: torch.nn.Module | None = None, per_rank: bool | None = None,
-        reduce_norm: Callable[[Tensor, float], Tensor] | None = None, skip_nonfinite: bool = False,
+        reduce_norm: Callable[[Tensor, float], Tensor] | None = None, skip_nonfinite: bool = False, seed: int = 0,
     ):  # fmt: skip
         name = type(self).__name__
         if not isinstance(base_optimizer, torch.optim.Optimizer):
@@ -46,6 +49,7 @@ class TwoPass(torch.optim.Optimizer):
         self.p, self.q = p, sam_ops.dual(name, p)
         self.model, self.per_rank = model, _checked_per_rank(name, model, per_rank)
         self.reduce_norm, self.skip_nonfinite = reduce_norm, skip_nonfinite
+        self.seed, self.passes = whole(name, "seed", seed), 0  # of stochastic rounding
         self.__setstate__({})
         self._fill_groups()
 
@@ -72,14 +76,15 @@ class TwoPass(torch.optim.Optimizer):
     def state_dict(self) -> dict:
         """The base optimizer's, with what a variant keeps under "two_pass"; never copies of weights, at any time."""
         packed = self.base_optimizer.state_dict()
-        kept = self.kept_state()
-        return packed | {"two_pass": kept} if kept else packed
+        return packed | {"two_pass": self.kept_state() | {"passes": self.passes}}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self._require_home("load_state_dict")
         self.base_optimizer.load_state_dict({key: value for key, value in state_dict.items() if key != "two_pass"})
         self._fill_groups()
-        self.load_kept_state(state_dict.get("two_pass", {}))
+        kept = state_dict.get("two_pass", {})
+        self.passes = kept.get("passes", 0)
+        self.load_kept_state(kept)
 
     def __getstate__(self) -> dict:
         self._require_home("pickling or copying")
@@ -107,7 +112,7 @@ class TwoPass(torch.optim.Optimizer):
     def _hyper_row(self, number: int, group: dict) -> tuple:
         where = f"{type(self).__name__}: param group {number}"
         rho, eta = (check.number(where, name, group[name], 0) for name in ("rho", "eta"))
-        return sam_ops.row(where, rho, Weighing.of(group["adaptive"], eta), self.q)
+        return sam_ops.row(where, rho, Weighing.of(group["adaptive"], eta), self.q, self.passes + 1)
 
     def vectors(self, scale: float) -> list[tuple[int, Tensor, Tensor]]:
         """Group number, parameter, and the vector whose steepest ascent it follows, of all that are to move.
@@ -140,15 +145,20 @@ class TwoPass(torch.optim.Optimizer):
         _check_gradients(type(self).__name__, self.param_groups)
         rows = self.vectors(scale)
         groups, params, vectors = ([row[k] for row in rows] for k in range(3))
-        hyper = [self._hyper_row(i, group) for i, group in enumerate(self.param_groups)]
+        kinds, homes = zip(*[self._home(p) for p in params]) if params else ((), ())
+        weights = [home if kind == "masters" else p for kind, p, home in zip(kinds, params, homes)]
         weighing = [Weighing.of(group["adaptive"], float(group["eta"])) for group in self.param_groups]
-        self.steepness = sam_ops.measure(vectors, params, [weighing[i] for i in groups], self.q, self.reduce_norm)
-        homes = [self._backup(p) for p in params]
-        sam_ops.ascend(
-            f"{type(self).__name__}.first_step", [params, vectors, homes], hyper, groups, self.q, self.steepness,
-            maximize=self.down,
-        )  # fmt: skip
-        self._moved, self._homes, self._between = params, homes, True
+        self.steepness = sam_ops.measure(vectors, weights, [weighing[i] for i in groups], self.q, self.reduce_norm)
+        self.passes += 1
+        try:
+            for kind in dict.fromkeys(kinds):
+                self._ascend(
+                    kind, [i for i, other in enumerate(kinds) if other == kind], params, vectors, homes, groups
+                )
+        except BaseException:
+            self.restore()
+            raise
+        self._between = True
         if self.keeps_first:
             self._keep_first()
         if zero_grad:
@@ -231,6 +241,41 @@ class TwoPass(torch.optim.Optimizer):
                 stack.enter_context(frozen_batchnorm(self.model))
             yield
 
+    def _home(self, p: Tensor) -> tuple[str, Tensor]:
+        """How a parameter is kept, and the tensor that it can be restored from: its master, or a backup."""
+        if p.dtype == torch.float32:
+            return "plain", self._backup(p)
+        # Past ParamState, which would take this for somebody who keeps what he finds.
+        entry = self.state.get(p) if isinstance(self.base_optimizer, FusedOptimizer) else None
+        master = None if entry is None else dict.get(entry, "master")
+        if master is not None:
+            return "masters", master
+        if entry is not None and dict.get(entry, "residual") is not None:
+            return "residuals", self._backup(p)
+        return "stochastic" if p.dtype == torch.bfloat16 else "plain", self._backup(p)
+
+    def _ascend(self, kind: str, rows: list[int], params, vectors, homes, groups) -> None:
+        """Moves the rows that are kept in one way."""
+        lists = [[role[i] for i in rows] for role in (params, vectors, homes)]
+        kept, first_index = sam_ops.PLAIN, None
+        if kind == "masters":
+            kept = Storage(("masters",))
+        elif kind == "residuals":
+            kept = Storage(("residuals",))
+            lists.append([dict.__getitem__(self.state[p], "residual") for p in lists[0]])
+        elif kind == "stochastic":
+            kept = Storage(stochastic=True, seed=self.seed)
+            every = self._parameters()
+            number = dict(zip(every, follow([p.numel() for p in every])))
+            first_index = [number[p] for p in lists[0]]
+        hyper = [self._hyper_row(i, group) for i, group in enumerate(self.param_groups)]
+        sam_ops.ascend(
+            f"{type(self).__name__}.first_step", lists, hyper, [groups[i] for i in rows], self.q, self.steepness,
+            maximize=self.down, kept=kept, first_index=first_index,
+        )  # fmt: skip
+        self._moved += lists[0]
+        self._homes += lists[2]
+
     def _finish(self, combine: Callable[[Tensor | None], None]) -> None:
         scale, found = getattr(self, "grad_scale", None), self._found_inf(getattr(self, "found_inf", None))
         try:
@@ -242,20 +287,38 @@ class TwoPass(torch.optim.Optimizer):
 
     def _base_step(self, scale: Tensor | None) -> None:
         """One step of the base optimizer from the weights' homes, with gradients that a GradScaler has scaled."""
-        self._return_home()
         base = self.base_optimizer
+        sources = self._sources() if getattr(base, "_step_takes_sources", False) else None
+        if sources is None:
+            self._return_home()
+        step = base.step if not sources else functools.partial(base.step, sources=sources)
         if scale is None:
-            base.step()
+            step()
         elif getattr(base, "_step_supports_amp_scaling", False):
             base.grad_scale, base.found_inf = scale, torch.zeros_like(scale)
             try:
-                base.step()
+                step()
             finally:
                 del base.grad_scale, base.found_inf
         else:
             for grad in self._gradients():
                 grad.div_(scale.to(grad.device))
-            base.step()
+            step()
+        self._moved, self._homes = [], []
+
+    def _sources(self) -> dict[Tensor, Tensor]:
+        """Where a step that takes sources finds the weights that it will put home.  Those that it will not touch, or
+        from which it would first make masters or averages, are put home here."""
+        stepped, others = {}, []
+        for p, home in zip(self._moved, self._homes):
+            entry = self.state.get(p)
+            if p.grad is not None and entry is not None and "step" in entry:
+                stepped[p] = home
+            else:
+                others.append((p, home))
+        _restore(others)
+        self._moved, self._homes = list(stepped), list(stepped.values())
+        return stepped
 
     def _found_inf(self, found: Tensor | None) -> Tensor | None:
         """Whether the step must be skipped: a GradScaler found inf or NaN in the second pass, or there was one in the
@@ -270,9 +333,8 @@ class TwoPass(torch.optim.Optimizer):
         return torch.stack([flag.to(flags[0].device) for flag in flags]).any()
 
     def _return_home(self) -> None:
-        if self._moved:
-            sam_ops.restore_(self._moved, self._homes)
-            self._moved, self._homes = [], []
+        _restore(list(zip(self._moved, self._homes)))
+        self._moved, self._homes = [], []
 
     def _keep_first(self) -> None:
         """Takes the gradients away from their parameters, so that the second pass makes new ones.  Views into larger
@@ -329,6 +391,12 @@ class TwoPass(torch.optim.Optimizer):
             raise RuntimeError(
                 f"{type(self).__name__}: {what} while the weights are perturbed: call second_step() or restore() first"
             )
+
+
+def _restore(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    for dtypes in {(p.dtype, home.dtype): None for p, home in pairs}:
+        same = [(p, home) for p, home in pairs if (p.dtype, home.dtype) == dtypes]
+        sam_ops.restore_([p for p, _ in same], [home for _, home in same])
 
 
 def _check_gradients(name: str, groups: list[dict]) -> None:
