@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from steepest import check, norms, sam_ops
-from steepest.optim.base import FusedOptimizer
+from steepest.optim.away import Away
 from steepest.optim.freeze import frozen_batchnorm
 from steepest.sam_ops import Weighing
-from steepest.storage import Storage, follow, whole
+from steepest.storage import whole
 
 OPTIONS = ("rho", "adaptive", "eta")  # of a param group
 
@@ -95,9 +95,7 @@ class TwoPass(torch.optim.Optimizer):
         super().__setstate__(state)  # torch adds hooks and profiling; groups and state are the base optimizer's
         self.steepness: sam_ops.Steepness | None = None  # of the last first pass
         self._between = False  # the first pass is done, the second is not
-        self._moved: list[Tensor] = []  # parameters that are away from home, and where that is
-        self._homes: list[Tensor] = []
-        self._backups: dict[Tensor, Tensor] = {}  # memory for the above, kept from step to step
+        self._away = Away(self.base_optimizer, self.seed)
         self._first: dict[Tensor, Tensor] = {}  # gradients of the first pass
 
     def __repr__(self) -> str:
@@ -145,19 +143,16 @@ class TwoPass(torch.optim.Optimizer):
         _check_gradients(type(self).__name__, self.param_groups)
         rows = self.vectors(scale)
         groups, params, vectors = ([row[k] for row in rows] for k in range(3))
-        kinds, homes = zip(*[self._home(p) for p in params]) if params else ((), ())
+        kinds, homes = self._away.homes_of([(self.param_groups[i], p) for i, p, _ in rows])
         weights = [home if kind == "masters" else p for kind, p, home in zip(kinds, params, homes)]
         weighing = [Weighing.of(group["adaptive"], float(group["eta"])) for group in self.param_groups]
         self.steepness = sam_ops.measure(vectors, weights, [weighing[i] for i in groups], self.q, self.reduce_norm)
         self.passes += 1
-        try:
-            for kind in dict.fromkeys(kinds):
-                self._ascend(
-                    kind, [i for i, other in enumerate(kinds) if other == kind], params, vectors, homes, groups
-                )
-        except BaseException:
-            self.restore()
-            raise
+        hyper = [self._hyper_row(i, group) for i, group in enumerate(self.param_groups)]
+        self._away.climb(
+            f"{type(self).__name__}.first_step", params, vectors, kinds, homes, hyper, groups, self.q, self.steepness,
+            maximize=self.down,
+        )  # fmt: skip
         self._between = True
         if self.keeps_first:
             self._keep_first()
@@ -179,7 +174,7 @@ class TwoPass(torch.optim.Optimizer):
     @torch.no_grad()
     def restore(self) -> None:
         """Gives a step up between its passes: puts weights back, bit for bit.  Does nothing at other times."""
-        self._return_home()
+        self._away.come_home()
         self._between, self._first = False, {}
 
     @property
@@ -241,41 +236,6 @@ class TwoPass(torch.optim.Optimizer):
                 stack.enter_context(frozen_batchnorm(self.model))
             yield
 
-    def _home(self, p: Tensor) -> tuple[str, Tensor]:
-        """How a parameter is kept, and the tensor that it can be restored from: its master, or a backup."""
-        if p.dtype == torch.float32:
-            return "plain", self._backup(p)
-        # Past ParamState, which would take this for somebody who keeps what he finds.
-        entry = self.state.get(p) if isinstance(self.base_optimizer, FusedOptimizer) else None
-        master = None if entry is None else dict.get(entry, "master")
-        if master is not None:
-            return "masters", master
-        if entry is not None and dict.get(entry, "residual") is not None:
-            return "residuals", self._backup(p)
-        return "stochastic" if p.dtype == torch.bfloat16 else "plain", self._backup(p)
-
-    def _ascend(self, kind: str, rows: list[int], params, vectors, homes, groups) -> None:
-        """Moves the rows that are kept in one way."""
-        lists = [[role[i] for i in rows] for role in (params, vectors, homes)]
-        kept, first_index = sam_ops.PLAIN, None
-        if kind == "masters":
-            kept = Storage(("masters",))
-        elif kind == "residuals":
-            kept = Storage(("residuals",))
-            lists.append([dict.__getitem__(self.state[p], "residual") for p in lists[0]])
-        elif kind == "stochastic":
-            kept = Storage(stochastic=True, seed=self.seed)
-            every = self._parameters()
-            number = dict(zip(every, follow([p.numel() for p in every])))
-            first_index = [number[p] for p in lists[0]]
-        hyper = [self._hyper_row(i, group) for i, group in enumerate(self.param_groups)]
-        sam_ops.ascend(
-            f"{type(self).__name__}.first_step", lists, hyper, [groups[i] for i in rows], self.q, self.steepness,
-            maximize=self.down, kept=kept, first_index=first_index,
-        )  # fmt: skip
-        self._moved += lists[0]
-        self._homes += lists[2]
-
     def _finish(self, combine: Callable[[Tensor | None], None]) -> None:
         scale, found = getattr(self, "grad_scale", None), self._found_inf(getattr(self, "found_inf", None))
         try:
@@ -288,9 +248,7 @@ class TwoPass(torch.optim.Optimizer):
     def _base_step(self, scale: Tensor | None) -> None:
         """One step of the base optimizer from the weights' homes, with gradients that a GradScaler has scaled."""
         base = self.base_optimizer
-        sources = self._sources() if getattr(base, "_step_takes_sources", False) else None
-        if sources is None:
-            self._return_home()
+        sources = self._away.sources()
         step = base.step if not sources else functools.partial(base.step, sources=sources)
         if scale is None:
             step()
@@ -304,21 +262,7 @@ class TwoPass(torch.optim.Optimizer):
             for grad in self._gradients():
                 grad.div_(scale.to(grad.device))
             step()
-        self._moved, self._homes = [], []
-
-    def _sources(self) -> dict[Tensor, Tensor]:
-        """Where a step that takes sources finds the weights that it will put home.  Those that it will not touch, or
-        from which it would first make masters or averages, are put home here."""
-        stepped, others = {}, []
-        for p, home in zip(self._moved, self._homes):
-            entry = self.state.get(p)
-            if p.grad is not None and entry is not None and "step" in entry:
-                stepped[p] = home
-            else:
-                others.append((p, home))
-        _restore(others)
-        self._moved, self._homes = list(stepped), list(stepped.values())
-        return stepped
+        self._away.arrived()
 
     def _found_inf(self, found: Tensor | None) -> Tensor | None:
         """Whether the step must be skipped: a GradScaler found inf or NaN in the second pass, or there was one in the
@@ -332,10 +276,6 @@ class TwoPass(torch.optim.Optimizer):
             flags.append(norms.survey(self._gradients(), q=math.inf).nonfinite)
         return torch.stack([flag.to(flags[0].device) for flag in flags]).any()
 
-    def _return_home(self) -> None:
-        _restore(list(zip(self._moved, self._homes)))
-        self._moved, self._homes = [], []
-
     def _keep_first(self) -> None:
         """Takes the gradients away from their parameters, so that the second pass makes new ones.  Views into larger
         buffers (DistributedDataParallel's buckets) will be overwritten and are copied."""
@@ -347,12 +287,6 @@ class TwoPass(torch.optim.Optimizer):
             self._first[p] = grad if owned else grad.clone()
             if owned:
                 p.grad = None
-
-    def _backup(self, p: Tensor) -> Tensor:
-        kept = self._backups.get(p)
-        if kept is None or kept.dtype != p.dtype or kept.shape != p.shape or kept.device != p.device:
-            kept = self._backups[p] = torch.empty_like(p, requires_grad=False, memory_format=torch.preserve_format)
-        return kept
 
     def _blend(self, first: float | Tensor, second: float | Tensor) -> None:
         """gradient <- first * (that of the first pass) + second * (that of the second); a missing one counts as 0."""
@@ -391,12 +325,6 @@ class TwoPass(torch.optim.Optimizer):
             raise RuntimeError(
                 f"{type(self).__name__}: {what} while the weights are perturbed: call second_step() or restore() first"
             )
-
-
-def _restore(pairs: list[tuple[Tensor, Tensor]]) -> None:
-    for dtypes in {(p.dtype, home.dtype): None for p, home in pairs}:
-        same = [(p, home) for p, home in pairs if (p.dtype, home.dtype) == dtypes]
-        sam_ops.restore_([p for p, _ in same], [home for _, home in same])
 
 
 def _check_gradients(name: str, groups: list[dict]) -> None:
