@@ -376,4 +376,18 @@ steepest_status steepest_weight_norm_backward(const steepest_exec *exec, const s
   return STEEPEST_OK;
 }
 
+steepest_status steepest_step_traffic(const steepest_exec *exec, const steepest_step_args *args, uint64_t *bytes) {
+  if (const steepest_status status = check_step("steepest_step_traffic", exec, args)) return status;
+  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_step_traffic: bytes is NULL");
+  *bytes = step_bytes(*args);
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_survey_traffic(const steepest_exec *exec, const steepest_survey_args *args, uint64_t *bytes) {
+  if (const steepest_status status = check_survey("steepest_survey_traffic", exec, args)) return status;
+  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_survey_traffic: bytes is NULL");
+  *bytes = survey_bytes(*args);
+  return STEEPEST_OK;
+}
+
 }  // extern "C"

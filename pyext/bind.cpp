@@ -49,6 +49,12 @@ std::vector<steepest_hyper> hyper_rows(const std::vector<Hyper> &rows) {
   return out;
 }
 
+// Counts the bytes of all calls while it is on; asking for them costs a second check of every argument.
+struct TrafficCounter {
+  bool on = false;
+  uint64_t bytes = 0;
+} traffic;
+
 py::object reject(const Mismatch &mismatch) { return py::make_tuple(mismatch.reason, mismatch.role, mismatch.row); }
 
 enum Role { kParam, kGrad, kFirstState };
@@ -136,6 +142,10 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call) {
   args.first_index = call.first_index ? call.first_index->data() : nullptr;
 
   uint64_t bytes = 0;
+  if (traffic.on) {
+    if (const steepest_status status = steepest_step_traffic(&exec, &args, &bytes)) raise(status);
+    traffic.bytes += bytes;
+  }
   if (const steepest_status status = steepest_step_workspace_size(&exec, &args, &bytes)) raise(status);
   std::vector<char> workspace(bytes);
   steepest_status status;
@@ -199,6 +209,10 @@ py::tuple survey_role(const Rows &rows, int role, double q, double scale, int nu
     args.inner = weigh->inner;
   }
   uint64_t bytes = 0;
+  if (traffic.on) {
+    if (const steepest_status status = steepest_survey_traffic(&exec, &args, &bytes)) raise(status);
+    traffic.bytes += bytes;
+  }
   if (const steepest_status status = steepest_survey_workspace_size(&exec, &args, &bytes)) raise(status);
   std::vector<char> workspace(bytes);
   steepest_survey_result result;
@@ -382,6 +396,11 @@ PYBIND11_MODULE(_C, m) {
       py::arg("states"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
   m.def("weight_norm", &weight_norm, py::arg("rows"), py::arg("columns"), py::arg("v"), py::arg("g"), py::arg("norms"),
         py::arg("w"), py::arg("grad_w"), py::arg("grad_v"), py::arg("grad_g"), py::arg("num_threads"));
+  m.def("count_traffic", [](bool on) {
+    const uint64_t bytes = traffic.bytes;
+    traffic = {on, 0};
+    return bytes;
+  });
   m.def("adam_scalars", &adam_scalar_rows);
   m.def("gradients", &gradients);
   m.def("same_objects", &same_objects);

@@ -189,6 +189,10 @@ STEEPEST_API steepest_status steepest_step(const steepest_exec *exec, const stee
 STEEPEST_API steepest_status steepest_step_launches(const steepest_exec *exec, const steepest_step_args *args,
                                                     int64_t *launches);
 
+/* Bytes that the same call reads and writes, by its plan; what CPU caches fetch beyond that is not counted. */
+STEEPEST_API steepest_status steepest_step_traffic(const steepest_exec *exec, const steepest_step_args *args,
+                                                   uint64_t *bytes);
+
 /* One read of many tensors: sum of |x|^q, largest |x|, and with it whether anything is not finite.  The order of the sum
  * depends on the sizes alone, not on threads or vector widths; it is taken in float64. */
 typedef struct steepest_survey_args {
@@ -219,6 +223,8 @@ STEEPEST_API steepest_status steepest_survey_workspace_size(const steepest_exec 
 STEEPEST_API steepest_status steepest_survey(const steepest_exec *exec, const steepest_survey_args *args,
                                              void *workspace, uint64_t workspace_bytes,
                                              steepest_survey_result *result);
+STEEPEST_API steepest_status steepest_survey_traffic(const steepest_exec *exec, const steepest_survey_args *args,
+                                                     uint64_t *bytes);
 
 /* Weight normalisation (Salimans & Kingma 2016) of float32 rows, CPU only:
  *   norms[i] = |v_i|,  w_i = g[i] v_i / norms[i]
