@@ -105,7 +105,7 @@ void set_kinds(steepest_step_args &args, const Rows &rows, const std::vector<Kin
 }
 
 // Steps over rows that check_types and an OverlapGuard have approved.
-void step(const TensorReader &reader, const Rows &rows, const Step &call) {
+void step(const TensorReader &reader, const Rows &rows, const Step &call, void *const *sources = nullptr) {
   if (call.index && call.index->size() != rows.numel.size())
     throw py::value_error("step: hyper_index and the lists of tensors differ in length");
   if (call.first_index && call.first_index->size() != rows.numel.size())
@@ -136,6 +136,7 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call) {
   args.clip_coefficient = reinterpret_cast<const float *>(call.clip_coefficient);
   args.found_inf = reinterpret_cast<const float *>(call.found_inf);
   args.clip_value = call.clip_value;
+  if (sources != nullptr) args.sources = sources;
   set_kinds(args, rows, call.kinds, kFirstState + num_states);
   args.rounding = call.stochastic ? STEEPEST_STOCHASTIC : STEEPEST_NEAREST;
   args.seed = call.seed;
@@ -155,6 +156,15 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call) {
   }
   // The message is thread-local and this is still the same thread.
   if (status) raise(status);
+}
+
+// A step of parameters that are read from where `away`, rows of the same parameters, has its first state.
+void step_states_from(const TensorReader &reader, const StateRows &states, const StateRows &away, const Step &call) {
+  const Rows &rows = states.rows(), &from = away.rows();
+  if (from.address.size() <= kFirstState || from.address[kParam] != rows.address[kParam] || from.numel != rows.numel ||
+      from.dtype[kFirstState] != rows.dtype[kParam])
+    throw py::value_error("step_states_from: the two lists of rows are not of the same parameters");
+  step(reader, rows, call, from.address[kFirstState].data());
 }
 
 // Checks that no memory is shared, then steps and returns None; or returns (reason, role, row), nothing changed.
@@ -180,8 +190,9 @@ py::object gather(const TensorReader &reader, OverlapGuard &guard, StateRows &st
   return py::none();
 }
 
-// T = alpha * |weight| + eps multiplies what is surveyed, or the inner product is taken; the weights are role 1.
+// T = alpha * |weight| + eps multiplies what is surveyed, or the inner product is taken.
 struct Weigh {
+  int role;  // of the weights
   double alpha, eps;
   bool inner;
 };
@@ -202,8 +213,8 @@ py::tuple survey_role(const Rows &rows, int role, double q, double scale, int nu
   args.q = q;
   args.scale = scale;
   if (weigh) {
-    args.weights = rows.address[1].data();
-    args.weight_dtype = rows.dtype[1];
+    args.weights = rows.address[weigh->role].data();
+    args.weight_dtype = rows.dtype[weigh->role];
     args.alpha = weigh->alpha;
     args.eps = weigh->eps;
     args.inner = weigh->inner;
@@ -242,7 +253,7 @@ py::object survey_weighed(const TensorReader &reader, const py::list &tensors, c
   if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
   for (int role = 0; role < 2; ++role)
     if (rows.dtype[role] > STEEPEST_FLOAT16) return reject({"dtype", role, 0});
-  return survey_role(rows, 0, q, scale, num_threads, Weigh{alpha, eps, inner});
+  return survey_role(rows, 0, q, scale, num_threads, Weigh{1, alpha, eps, inner});
 }
 
 // The derived scalars of Adam rows as float32 values, for kernels that live outside the C library (Triton).
@@ -396,6 +407,13 @@ PYBIND11_MODULE(_C, m) {
       py::arg("states"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
   m.def("weight_norm", &weight_norm, py::arg("rows"), py::arg("columns"), py::arg("v"), py::arg("g"), py::arg("norms"),
         py::arg("w"), py::arg("grad_w"), py::arg("grad_v"), py::arg("grad_g"), py::arg("num_threads"));
+  m.def(
+      "survey_states_weighed",
+      [](const StateRows &states, double alpha, double eps, double q, double scale, int num_threads) {
+        return survey_role(states.rows(), kGrad, q, scale, num_threads, Weigh{kParam, alpha, eps, false});
+      },
+      py::arg("states"), py::arg("alpha"), py::arg("eps"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
+  m.def("step_states_from", &step_states_from, py::arg("reader"), py::arg("states"), py::arg("away"), py::arg("call"));
   m.def("count_traffic", [](bool on) {
     const uint64_t bytes = traffic.bytes;
     traffic = {on, 0};

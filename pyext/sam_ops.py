@@ -74,9 +74,16 @@ def measure(
         buckets.setdefault((grads[i].dtype, weights[i].dtype, weighing[i]), []).append(i)
     device = grads[0].device if grads else torch.device("cpu")
     parts = [
-        _Bucket([grads[i] for i in rows], [weights[i] for i in rows] if weigh.alpha else None, weigh)
+        Bucket([grads[i] for i in rows], [weights[i] for i in rows] if weigh.alpha else None, weigh)
         for (_, _, weigh), rows in buckets.items()
     ]
+    return measure_parts(parts, q, device, reduce_norm)
+
+
+def measure_parts(parts: list, q: float, device: torch.device, reduce_norm=None) -> Steepness | None:
+    """The same of parts that can read(q, scale), as norms.from_lists, and on a GPU list weighed() gradients."""
+    if q == 1:
+        return None
     largest, norm, share = (_on_cpu if device.type == "cpu" else _on_device)(parts, q, device)
     if reduce_norm is not None:
         norm = reduce_norm(norm, q)
@@ -88,7 +95,7 @@ def measure(
 
 
 @dataclass(frozen=True)
-class _Bucket:
+class Bucket:
     """Gradients of one dtype and one weighing."""
 
     grads: list[Tensor]
@@ -131,7 +138,7 @@ def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.tensor(math.fsum(parts), dtype=torch.float64)
 
 
-def _on_cpu(parts: list[_Bucket], q: float, device) -> tuple[Tensor, Tensor, Tensor]:
+def _on_cpu(parts: list[Bucket], q: float, device) -> tuple[Tensor, Tensor, Tensor]:
     """(largest, norm, 1 / how many are the largest), float64."""
     found = [part.read(2.0 if q == 2 else math.inf, 1.0) for part in parts]
     largest = norms._largest(part[1] for part in found)
@@ -145,7 +152,7 @@ def _on_cpu(parts: list[_Bucket], q: float, device) -> tuple[Tensor, Tensor, Ten
     return tuple(torch.tensor(x, dtype=torch.float64) for x in (largest, norm, 1 / count))
 
 
-def _on_device(parts: list[_Bucket], q: float, device) -> tuple[Tensor, Tensor, Tensor]:
+def _on_device(parts: list[Bucket], q: float, device) -> tuple[Tensor, Tensor, Tensor]:
     """The same from torch's foreach norms, without waiting for the device."""
     one = torch.ones((), dtype=torch.float64, device=device)
     if not parts:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from steepest import sam_ops
 from steepest.optim.base import FusedOptimizer
+from steepest.optim.climb import KeptClimb
 from steepest.storage import PLAIN, Storage, follow
 
 
@@ -23,6 +24,7 @@ class Away:
         self.params: list[Tensor] = []
         self.homes: list[Tensor] = []
         self.backups: dict[Tensor, Tensor] = {}  # memory, kept from step to step
+        self.kept: KeptClimb | None = None
 
     def homes_of(self, rows: list[tuple[dict, Tensor]]) -> tuple[list[str], list[Tensor]]:
         """For (group, parameter) pairs: how each is kept, and the tensor that it will be restored from."""
@@ -42,8 +44,24 @@ class Away:
 
     def _backup(self, p: Tensor) -> Tensor:
         kept = self.backups.get(p)
-        if kept is None or kept.dtype != p.dtype or kept.shape != p.shape or kept.device != p.device:
+        if (
+            kept is None
+            or kept.dtype != p.dtype
+            or kept.shape != p.shape
+            or kept.device != p.device
+            or kept.stride() != p.stride()
+        ):
             kept = self.backups[p] = torch.empty_like(p, requires_grad=False, memory_format=torch.preserve_format)
+        return kept
+
+    def kept_climb(self, op: str, groups: list[dict]) -> KeptClimb | None:
+        """The usual climb, its rows found; None when this one is another."""
+        kept = self.kept
+        if kept is None or not kept.fits(groups) or not kept.gather():
+            kept = KeptClimb(op, groups, self._backup) if KeptClimb.possible(groups) else None
+            if kept is not None and not kept.gather():
+                kept = None
+        self.kept = kept
         return kept
 
     def climb(
@@ -60,8 +78,7 @@ class Away:
                     op, [moved, along, home, *more], hyper, [index[i] for i in rows], q, steepness, maximize=maximize,
                     kept=kept, first_index=first_index,
                 )  # fmt: skip
-                self.params += moved
-                self.homes += home
+                self.params, self.homes = self.params + moved, self.homes + home
         except BaseException:
             self.come_home()
             raise
@@ -86,6 +103,9 @@ class Away:
         if not getattr(self.base, "_step_takes_sources", False):
             self.come_home()
             return None
+        kept = self.kept
+        if kept is not None and kept.params is self.params and self.base.steps_all(kept.params):
+            return kept.sources
         stepped, others = {}, []
         for p, home in zip(self.params, self.homes):
             entry = self.base.state.get(p)

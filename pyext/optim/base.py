@@ -113,6 +113,19 @@ class FusedOptimizer(torch.optim.Optimizer):
         for table in tables:
             table.run(hyper, (grad_scale, coefficient, None), sources)
 
+    def steps_all(self, params: list[Tensor]) -> bool:
+        """Whether the coming step will be one kernel call for these parameters, all of which have been stepped before.
+
+        As far as the last step's table says; a gradient that has gone or come since turns up in the step itself.
+        """
+        cached = self._tables.get(self.kind.name)
+        return (
+            cached is not None
+            and len(cached.tables) == 1
+            and lib.same_objects(cached.tables[0].params, params)
+            and not any(grad is None for grad in lib.gradients(params))
+        )
+
     def _clip(self, tables: list[Table], grad_scale: Tensor | None) -> Tensor | None:
         if not tables:
             return None

@@ -201,7 +201,9 @@ class Table:
         call = (
             self.plain if scalars == NO_SCALARS else Call(self.rule, *scalars, self.plain.first_index).on(self.device)
         )
-        if sources and "masters" not in self.rule.storage.lists:
+        if self.lists is None and self._gathered(sources):
+            lib.step_states_from(reader, self.rows, sources.rows, call.native(rows, index))
+        elif sources and "masters" not in self.rule.storage.lists:
             self._run_from(sources, call, rows, index)
         elif self.lists is None:
             lib.step_states(reader, self.rows, call.native(rows, index))
@@ -210,6 +212,14 @@ class Table:
             torch.autograd.graph.increment_version(self.params)  # lib.StateRows has done it on the other path
         self.lists = None
         self.counts += 1
+
+    def _gathered(self, sources) -> bool:
+        """Whether all sources are in rows of the same parameters (climb.Sources)."""
+        return (
+            getattr(sources, "rows", None) is not None
+            and "masters" not in self.rule.storage.lists
+            and lib.same_objects(sources.params, self.params)
+        )
 
     @property
     def op(self) -> str:

@@ -140,24 +140,36 @@ class TwoPass(torch.optim.Optimizer):
         only FriendlySAM, which averages gradients over steps, needs it.
         """
         self._require_home("first_step")
-        _check_gradients(type(self).__name__, self.param_groups)
-        rows = self.vectors(scale)
-        groups, params, vectors = ([row[k] for row in rows] for k in range(3))
-        kinds, homes = self._away.homes_of([(self.param_groups[i], p) for i, p, _ in rows])
-        weights = [home if kind == "masters" else p for kind, p, home in zip(kinds, params, homes)]
-        weighing = [Weighing.of(group["adaptive"], float(group["eta"])) for group in self.param_groups]
-        self.steepness = sam_ops.measure(vectors, weights, [weighing[i] for i in groups], self.q, self.reduce_norm)
-        self.passes += 1
+        op = f"{type(self).__name__}.first_step"
         hyper = [self._hyper_row(i, group) for i, group in enumerate(self.param_groups)]
-        self._away.climb(
-            f"{type(self).__name__}.first_step", params, vectors, kinds, homes, hyper, groups, self.q, self.steepness,
-            maximize=self.down,
-        )  # fmt: skip
+        weighing = [Weighing.of(group["adaptive"], float(group["eta"])) for group in self.param_groups]
+        self.passes += 1
+        usual = type(self).vectors is TwoPass.vectors and len(set(weighing)) == 1
+        kept = self._away.kept_climb(op, self.param_groups) if usual else None
+        if kept is not None:
+            part = kept.part(weighing[0])
+            self.steepness = sam_ops.measure_parts([part], self.q, kept.params[0].device, self.reduce_norm)
+            kept.run(op, hyper, self.q, self.steepness, maximize=self.down)
+            self._away.params, self._away.homes = kept.params, kept.homes
+        else:
+            self._climb(op, hyper, weighing, scale)
         self._between = True
         if self.keeps_first:
             self._keep_first()
         if zero_grad:
             self.zero_grad()
+
+    def _climb(self, op: str, hyper: list[tuple], weighing: list[Weighing], scale: float) -> None:
+        """Any climb: along other vectors than the gradients, of weights kept in different ways."""
+        _check_gradients(type(self).__name__, self.param_groups)
+        rows = self.vectors(scale)
+        groups, params, vectors = ([row[k] for row in rows] for k in range(3))
+        kinds, homes = self._away.homes_of([(self.param_groups[i], p) for i, p, _ in rows])
+        weights = [home if kind == "masters" else p for kind, p, home in zip(kinds, params, homes)]
+        self.steepness = sam_ops.measure(vectors, weights, [weighing[i] for i in groups], self.q, self.reduce_norm)
+        self._away.climb(
+            op, params, vectors, kinds, homes, hyper, groups, self.q, self.steepness, maximize=self.down
+        )  # fmt: skip
 
     @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
