@@ -7,7 +7,7 @@ from steepest.optim.freeze import frozen_batchnorm
 from steepest.optim.lion import Lion
 from steepest.optim.muon import Muon
 from steepest.optim.normed_descent import NormedDescent
-from steepest.optim.penalty import GradientNormPenalty
+from steepest.optim.penalty import CurvaturePenalty, GradientNormPenalty
 from steepest.optim.rmsprop import RMSprop
 from steepest.optim.sam import SAM
 from steepest.optim.sam_variants import GSAM, FriendlySAM, LookSAM, MomentumSAM
@@ -21,6 +21,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "CurvaturePenalty",
     "FriendlySAM",
     "GradientNormPenalty",
     "Lion",
