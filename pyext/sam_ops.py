@@ -117,7 +117,7 @@ class Bucket:
 def _weighed(tensors: list[Tensor], weights: list[Tensor], *options) -> tuple[float, float, bool]:
     found = lib.survey_weighed(reader, tensors, weights, *options, num_threads())
     if isinstance(found[0], str):  # gradients laid out unlike their weights, gaps between elements, ...
-        rows = layout.Rows([tensors, weights], [False, False])
+        rows = layout.Rows([tensors, weights], [False, False], [False, False])
         found = lib.survey_weighed(reader, *rows.roles, *options, num_threads())
         if isinstance(found[0], str):
             raise RuntimeError(f"survey: prepared tensors were turned down: {found}; please report this")

@@ -35,7 +35,7 @@ UNIT = 2.0**-24
 
 @dataclass(frozen=True)
 class PerturbCase(Case):
-    p: float = 2.0
+    p: float | str = 2.0  # "inf" is a word in reports, which know finite numbers only
     adaptive: bool = False
     eta: float = 0.01
     rho: float = 0.5
@@ -44,19 +44,23 @@ class PerturbCase(Case):
     values: str = "usual"  # "usual" | "huge" | "tiny" | "zero" | "ties" | "inf" | "nan": of the gradients
 
     def options(self) -> dict:
-        return {name: getattr(self, name) for name in ("rho", "p", "adaptive", "eta")}
+        return {"rho": self.rho, "p": self.order, "adaptive": self.adaptive, "eta": self.eta}
+
+    @property
+    def order(self) -> float:
+        return float(self.p)
 
 
-NORMS = (1.0, 1.5, 2.0, 3.0, math.inf)
+NORMS = (1.0, 1.5, 2.0, 3.0, "inf")
 TAILS = tuple((n,) for n in (*range(1, 20), 31, 33, 63, 65, 127, 129))
 CASES = (
     *(
-        PerturbCase(f"p {p:g}{', adaptive' if adaptive else ''}, {v}", p=p, adaptive=adaptive, values=v)
+        PerturbCase(f"p {float(p):g}{', adaptive' if adaptive else ''}, {v}", p=p, adaptive=adaptive, values=v)
         for p in NORMS
         for adaptive in (False, True)
         for v in ("usual", "huge", "zero")
     ),
-    *(PerturbCase(f"p {p:g}, {v}", p=p, values=v) for p in NORMS for v in ("tiny", "inf", "nan")),
+    *(PerturbCase(f"p {float(p):g}, {v}", p=p, values=v) for p in NORMS for v in ("tiny", "inf", "nan")),
     PerturbCase("p 1, ties", p=1.0, values="ties"),
     PerturbCase("p 1.05", p=1.05),
     PerturbCase("p 20, adaptive", p=20.0, adaptive=True, eta=0.0),
@@ -110,7 +114,7 @@ def run_perturb(function, problem: Problem) -> dict[str, torch.Tensor]:
 
 def roundings(case: PerturbCase) -> float:
     """Relative error of e in units of u."""
-    q, weight = dual(case.p), 2 if case.adaptive else 0
+    q, weight = dual(case.order), 2 if case.adaptive else 0
     scaled = 3 + 2 * weight
     direction = {1.0: 0, 2.0: scaled, math.inf: 1}.get(q, (q - 1) * scaled + 1)
     return (direction + 2 + weight) * (1 + 2**-10)
@@ -118,7 +122,7 @@ def roundings(case: PerturbCase) -> float:
 
 def element_bound(case: PerturbCase, p: torch.Tensor, g: torch.Tensor, e: torch.Tensor, largest: float) -> torch.Tensor:
     """How far w + e may be from exact."""
-    q, stored = dual(case.p), torch.finfo(p.dtype)
+    q, stored = dual(case.order), torch.finfo(p.dtype)
     weight = p.double().abs() + case.eta if case.adaptive else torch.ones_like(p, dtype=torch.float64)
     # Where x or r c is in float32's subnormals, it is off by 2^-149.
     x = weight * g.double().abs()
@@ -131,7 +135,7 @@ def element_bound(case: PerturbCase, p: torch.Tensor, g: torch.Tensor, e: torch.
 
 
 def judge_perturb(problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) -> list[Figure]:
-    case, q = problem.case, dual(problem.case.p)
+    case, q = problem.case, dual(problem.case.order)
     start = {role: [x.double() for x in problem.expected[role]] for role in ("params", "grads")}
     exact = ascent(start["params"], start["grads"], **case.options())
     weights = [w.abs() + case.eta if case.adaptive else torch.ones_like(w) for w in start["params"]]
@@ -150,8 +154,8 @@ def judge_perturb(problem: Problem, outputs: dict[str, torch.Tensor], backend: B
     size = float(norm(x, q))
     if 0 < size < math.inf:  # the two properties that define e, of the result itself
         unweighted = [e / w for e, w in zip(found, weights)]
-        slack = float(norm([b / w for b, w in zip(errors, weights)], case.p))
-        figures.append(Figure("norm of e", abs(float(norm(unweighted, case.p)) / case.rho - 1), slack / case.rho))
+        slack = float(norm([b / w for b, w in zip(errors, weights)], case.order))
+        figures.append(Figure("norm of e", abs(float(norm(unweighted, case.order)) / case.rho - 1), slack / case.rho))
         gain = sum(float((e * g / size).sum()) for e, g in zip(found, start["grads"]))
         slack = sum(float((b * g.abs() / size).sum()) for b, g in zip(errors, start["grads"]))
         figures.append(Figure("<g, e> / norm of g", abs(gain / case.rho - 1), slack / case.rho + 1e-12))
@@ -208,7 +212,7 @@ def elements(case) -> int:
 
 def perturb_bytes(case: PerturbCase, dtype: torch.dtype) -> int:
     """Read parameter and gradient, write parameter and backup; the norm reads x's ingredients again."""
-    q = dual(case.p)
+    q = dual(case.order)
     reads = 0 if q == 1 else (2 if case.adaptive else 1) * (1 if q == 2 else 2)
     return elements(case) * dtype.itemsize * (4 + reads)
 
