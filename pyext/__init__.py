@@ -6,6 +6,7 @@ import importlib
 
 from steepest import reference, schedules
 from steepest._version import __version__
+from steepest.curvature import hessian_diagonal, hessian_trace
 from steepest.explain import explain
 from steepest.info import info
 from steepest.matrix.polar import polar
@@ -22,6 +23,8 @@ _COMPILED = {
     "survey": "steepest.norms",
     "weight_norm": "steepest.normalize",
     "dynamics": None,
+    "perturb_": "steepest.sam_ops",
+    "restore_": "steepest.sam_ops",
     "optim": None,
 }
 
@@ -33,12 +36,16 @@ __all__ = [
     "normed_descent_",
     "effective_dimension",
     "explain",
+    "hessian_diagonal",
+    "hessian_trace",
     "info",
     "inverse_root",
     "optim",
     "path_normalize_",
+    "perturb_",
     "polar",
     "reference",
+    "restore_",
     "schedules",
     "survey",
     "weight_norm",

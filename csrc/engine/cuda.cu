@@ -69,13 +69,17 @@ __device__ __forceinline__ void step(const typename PlainLaunch<Rule>::Tensor &t
   Run<S, kCount> states[kArray];
   params.load(tensor.address[kParam], at);
   grads.load(tensor.address[kGrad], at);
-  STEEPEST_UNROLL
-  for (int k = 0; k < kStates; ++k) states[k].load(tensor.address[kFirstState + k], at);
+  if constexpr (kReadsStates<Rule>) {
+    STEEPEST_UNROLL
+    for (int k = 0; k < kStates; ++k) states[k].load(tensor.address[kFirstState + k], at);
+  }
   STEEPEST_UNROLL
   for (int i = 0; i < kCount; ++i) {
     float p = params.get(i), g = stage(grads.get(i)), state[kArray];
-    STEEPEST_UNROLL
-    for (int k = 0; k < kStates; ++k) state[k] = states[k].get(i);
+    if constexpr (kReadsStates<Rule>) {
+      STEEPEST_UNROLL
+      for (int k = 0; k < kStates; ++k) state[k] = states[k].get(i);
+    }
     const float before = p;
     decay(p, g, scalars.shrink);
     Rule::step(p, g, state, scalars);
@@ -98,8 +102,9 @@ __global__ void __launch_bounds__(kBlock) step_kernel(const PlainLaunch<Rule> __
   if (threadIdx.x == 0) work.fetch(launch);
   __syncthreads();
 
-  const typename Rule::Scalars scalars = work.scalars;
-  const GradientStage stage = gradient_stage(launch.header);
+  typename Rule::Scalars scalars = work.scalars;
+  GradientStage stage = gradient_stage(launch.header);
+  absorb(scalars, stage);
 
   // The tile's places are counted from a 16-byte boundary, `begin` (before element 0 in a shifted tensor's first tile).
   // Of its elements [first, end), whole vectors are [head, tail); the others are stepped one by one, and so are all
@@ -145,7 +150,12 @@ auto find_kernel(const steepest_step_args &args) {
     kernel = &step_kernel<bfloat16, bfloat16, bfloat16, Rule>;
   else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT16))
     kernel = &step_kernel<float16, float16, float16, Rule>;
-  else if constexpr (Rule::kStates > 0) {
+  else if constexpr (std::is_same_v<Rule, Restore>) {  // a float32 master in the gradient's place
+    if (is(STEEPEST_BFLOAT16, STEEPEST_FLOAT32, STEEPEST_FLOAT32))
+      kernel = &step_kernel<bfloat16, float, float, Rule>;
+    else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT32, STEEPEST_FLOAT32))
+      kernel = &step_kernel<float16, float, float, Rule>;
+  } else if constexpr (Rule::kStates > 0) {
     if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32))
       kernel = &step_kernel<bfloat16, bfloat16, float, Rule>;
     else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32))

@@ -45,9 +45,9 @@ __device__ __forceinline__ float read_param(const Launch &launch, const typename
 
 template <class Launch>
 __device__ __forceinline__ void write_param(const Launch &launch, const typename Launch::Tensor &tensor, int64_t at,
-                                            float p, const RandomWords &words) {
+                                            float p, const RandomWords &words, bool temporary) {
   const int bits = launch.storage.residual_bits;
-  if (bits != 0) {
+  if (bits != 0 && !temporary) {
     int32_t rest;
     static_cast<bfloat16 *>(tensor.param)[at] = split_residual(p, bits, rest);
     if (bits == 16)
@@ -56,7 +56,7 @@ __device__ __forceinline__ void write_param(const Launch &launch, const typename
       static_cast<int8_t *>(tensor.kept)[at] = static_cast<int8_t>(rest);
     return;
   }
-  if (tensor.kept != nullptr) static_cast<float *>(tensor.kept)[at] = p;
+  if (tensor.kept != nullptr && !temporary) static_cast<float *>(tensor.kept)[at] = p;
   const bool stochastic = launch.storage.stochastic && tensor.kept == nullptr;
   write(launch.storage.param_dtype, tensor.param, at, p, stochastic, lane_of(words, 0));
 }
@@ -92,7 +92,7 @@ __device__ __forceinline__ void step(const GeneralLaunch<Rule> &launch, const Wo
   }
   RandomWords words{0, 0};
   if (launch.storage.draws) words = extras.rounding_stream(index);
-  write_param(launch, tensor, at, p, words);
+  write_param(launch, tensor, at, p, words, kTemporary<Rule>);
   if (launch.storage.state_dtype == STEEPEST_BLOCK8) return;
   STEEPEST_UNROLL
   for (int k = 0; k < Rule::kStates; ++k)
@@ -123,11 +123,17 @@ __global__ void __launch_bounds__(kBlock, 4) general_kernel(const GeneralLaunch<
   const int thread = static_cast<int>(threadIdx.x);
   __shared__ Work<GeneralLaunch<Rule>> work;
   __shared__ uint32_t largest[kArray][kBlocks8];
-  if (thread == 0) work.fetch(launch);
+  if (thread == 0) {
+    work.fetch(launch);
+    GradientStage absorbed = gradient_stage(launch.header);
+    absorb(work.scalars.scalars, absorbed);
+  }
   for (int i = thread; i < kArray * kBlocks8; i += kBlock) largest[i / kBlocks8][i % kBlocks8] = 0;
   __syncthreads();
 
-  const GradientStage stage = gradient_stage(launch.header);
+  GradientStage stage = gradient_stage(launch.header);
+  typename Rule::Scalars given = work.scalars.scalars;
+  absorb(given, stage);  // what is left of the stage
   const bool block8 = launch.storage.state_dtype == STEEPEST_BLOCK8;
   const int64_t begin = static_cast<int64_t>(blockIdx.x - work.tensor.first_tile) * kTile;
   const int64_t left = work.tensor.numel - begin;

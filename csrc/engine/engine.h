@@ -18,6 +18,10 @@ struct StepCall {
   }
 };
 
+// Bytes that a call reads and writes.
+uint64_t step_bytes(const steepest_step_args &args);
+uint64_t survey_bytes(const steepest_survey_args &args);
+
 namespace cpu {
 steepest_status step(const StepCall &call);
 // Blocks of at most kSurveyBlock elements; each has a SurveyPart in the workspace.

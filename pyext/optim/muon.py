@@ -63,6 +63,8 @@ class Muon(FusedOptimizer):
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
+    _step_takes_sources = False
+
     def __init__(
         self,
         params,

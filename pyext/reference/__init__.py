@@ -10,6 +10,7 @@ from .normed_descent import normed_descent_
 from .polar import polar, polar_svd
 from .roots import effective_dimension, inverse_root
 from .rules import adagrad_, adam_, adamw_, lion_, rmsprop_, sgd_, sign_
+from .sam import perturb_, restore_
 
 __all__ = [
     "adagrad_",
@@ -20,8 +21,10 @@ __all__ = [
     "lion_",
     "normed_descent_",
     "path_normalize_",
+    "perturb_",
     "polar",
     "polar_svd",
+    "restore_",
     "rmsprop_",
     "sgd_",
     "sign_",

@@ -117,6 +117,11 @@ constexpr RuleChoice kRules[] = {{STEEPEST_SGD, 0, 0},
                                  {STEEPEST_RMSPROP, STEEPEST_CENTERED | STEEPEST_MOMENTUM, 3},
                                  {STEEPEST_LION, 0, 1},
                                  {STEEPEST_SIGN, 0, 0},
+                                 {STEEPEST_PERTURB, 0, 0},
+                                 {STEEPEST_PERTURB, STEEPEST_BACKUP, 1},
+                                 {STEEPEST_PERTURB, STEEPEST_POWER, 0},
+                                 {STEEPEST_PERTURB, STEEPEST_BACKUP | STEEPEST_POWER, 1},
+                                 {STEEPEST_RESTORE, 0, 0},
                                  {STEEPEST_ADAM, 0, 2},
                                  {STEEPEST_ADAM, STEEPEST_AMSGRAD, 3}};
 constexpr int kRuleCount = sizeof kRules / sizeof kRules[0];
@@ -301,6 +306,11 @@ class List {
     hyper.noise_eta = noise_ ? 0.01 : 0.0;
     hyper.noise_gamma = 0.55;
     hyper.average_decay = random.one_in(2) ? 0.99 : 0.25;
+    if (choice_.rule == STEEPEST_PERTURB) {
+      static const double orders[] = {1.0, 2.0, std::numeric_limits<double>::infinity()};
+      hyper.q = choice_.flags & STEEPEST_POWER ? 1.0 + std::pow(10.0, 2 * random.uniform() - 1) : orders[random.below(3)];
+      hyper.eps = random.one_in(2) ? 1.0 : 0.01;
+    }
     hyper.step = 1 + static_cast<int64_t>(random.one_in(4) ? 0 : random.below(1000));
     hyper_.push_back(hyper);
   }

@@ -66,6 +66,7 @@ class Builder:
             "engine/status.cpp",
             "engine/cpu.cpp",
             "engine/cpu_survey.cpp",
+            "engine/traffic.cpp",
             "engine/storage_stages.cpp",
             "engine/weight_norm.cpp",
             "engine/stages.cpp",
@@ -130,7 +131,7 @@ def test_equals_cpu_engine_on_200_random_lists(builder):
         assert seen[situation] >= 10, (situation, seen)
     for kept in ("masters", "residuals", "sources", "averages", "block8", "stochastic", "noise", "mixed"):
         assert seen[kept] >= 10, (kept, seen)
-    assert all(seen[f"rule {rule}"] >= 2 for rule in range(12)), seen
+    assert all(seen[f"rule {rule}"] >= 2 for rule in range(17)), seen
     assert seen["lists_of_several_launches"] >= 3, seen
 
 
