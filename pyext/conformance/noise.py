@@ -51,6 +51,9 @@ class NoisyVerbs:
         rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype)
         return self.product(a, b, alpha, rest if c is None else rest + beta * c)
 
+    def commuting_product(self, a, b, *, beta=0.0, c=None):
+        return self.symmetric_product(a, b, beta=beta, c=c)
+
     def long_product(self, q, x, *, alpha=1.0, shift=0.0):
         return self.product(q, x, alpha, shift * x)
 

@@ -8,17 +8,19 @@ from functools import lru_cache
 
 import torch
 
+from steepest.matrix import tape
 from steepest.matrix.native import native_wins, symmetric_work
 from steepest.matrix.verbs import symmetric_fraction
 from steepest.schedules import Coefficients, Schedule, minimax
 
 ORDERS = (1, 2, 3, 4, 6, 8)
 METHODS = ("auto", "composite", "newton", "eigh")
-PRECISIONS = ("auto", "float64", "float32", "tf32x3", "tf32")
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32x3": 2.0**-22, "tf32": 2.0**-11}
+PRECISIONS = ("auto", "float64", "float32", "tf32x3", "bf16x3", "tf32")
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32x3": 2.0**-22, "bf16x3": 2.0**-16, "tf32": 2.0**-11}
+GPU_PRECISIONS = ("tf32x3", "bf16x3", "tf32")
 # The smallest relative ridge that the steep polynomials bear, about 17 units of what a product rounds to; below it
 # rounding drives eigenvalues of M through zero, where the polynomials diverge.  Newton's have slope 1 + 1/p only.
-RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "tf32": 3e-4}
+RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "bf16x3": 1e-5, "tf32": 3e-4}
 # The spectrum of M lies in (0, 1 - RANGE_MARGIN): rounding of M and of its first products must not lift it above 1.
 RANGE_MARGIN = 2.0**-10
 PROBES = 8  # columns of the thin block that finds the largest eigenvalue and measures the residual
@@ -38,6 +40,9 @@ EIGH_IN_PRODUCTS = {
     },
 }
 WIDE_PRODUCTS = {"native": 2.0, "torch": 3.6}  # what two products cost more in float64
+# On a GPU, matrices up to this size are taken through all steps by one program each: M, X and two temporaries of 128
+# rows are 256 KiB, the cache of a processor, and such a product takes less time than a launch. Not yet measured.
+RESIDENT_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class RootPlan:
     mirrored: whether products other than squares may be computed on one triangle and mirrored.
     products: n x n products per matrix.  steps: iterations.  group: matrices that are walked through all steps at once.
     flops: of the products, for the whole batch.  backend: "native", "torch" or "triton", whose verbs are called.
-    why: the reason for the method.
+    why: the reason for the method.  resident: all steps of a matrix run in one program, the whole batch in one launch.
     """
 
     method: str
@@ -63,6 +68,7 @@ class RootPlan:
     flops: int
     backend: str
     why: str
+    resident: bool = False
 
     @property
     def steps(self) -> int:
@@ -111,7 +117,7 @@ def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
     rows, low, high = [], lower ** (1 / p), 1.0
     while True:
         for degree in (1, 2, 3, 4):
-            last = _scaled_step(p, degree, low, high)
+            last = minimax(p, low**p, upper=high**p, degree=degree, steps=1).coefficients[0]
             candidate = _schedule((*rows, last), p, lower, "composite minimax")
             cost = count_products(p, candidate)
             if candidate.error <= tol and (best is None or cost < count_products(p, best)):
@@ -119,16 +125,10 @@ def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
         if best is not None:
             return best
         before = high / low
-        rows.append(_scaled_step(p, 2, low, high))
+        rows.append(minimax(p, low**p, upper=high**p, steps=1).coefficients[0])
         low, high = _schedule(tuple(rows), p, lower, "").intervals[-1]
         if high / low >= before * (1 - 1e-15):
             raise ValueError(f"inverse_root: tol={tol:g} cannot be reached in float64 from a spectrum over {lower:g}")
-
-
-def _scaled_step(p: int, degree: int, low: float, high: float) -> Coefficients:
-    """The minimax step for s in [low, high], from that for [low / high, 1]."""
-    row = minimax(p, (low / high) ** p, degree=degree, steps=1).coefficients[0]
-    return tuple(c / high ** (1 + k * p) for k, c in enumerate(row))
 
 
 def _schedule(rows: tuple[Coefficients, ...], p: int, lower: float, name: str) -> Schedule:
@@ -222,16 +222,17 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
         and method == "composite"
         and UNIT["float32"] / (p * lower) > tol
     )
+    resident = backend == "triton" and n <= RESIDENT_ROWS
     products = count_products(p, schedule)
     if backend == "native":
         flops = 2 * n * symmetric_work(n) * products * batch
     else:
         fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
+        fraction = tape.symmetric_fraction(n) if resident else fraction
         flops = round(2 * n**3 * products * fraction * batch)
     mirrored = precision != "tf32"
-    return RootPlan(
-        method, p, schedule, precision, working, wide, mirrored, products, max(group, 1), flops, backend, why
-    )
+    numbers = (products, max(group, 1), flops)
+    return RootPlan(method, p, schedule, precision, working, wide, mirrored, *numbers, backend, why, resident)
 
 
 def lower_end(ridge: float) -> float:
@@ -244,7 +245,7 @@ def _choose_units(dtype, device_type, ridge, absolute, precision, backend) -> tu
     if precision == "auto":
         needs_float64 = dtype == torch.float64 or absolute or ridge < RIDGE_FLOOR["float32"]
         precision = "float64" if needs_float64 else "float32" if device_type == "cpu" else "tf32x3"
-    if precision in ("tf32x3", "tf32") and device_type == "cpu":
+    if precision in GPU_PRECISIONS and device_type == "cpu":
         raise ValueError(f"inverse_root: the CPU multiplies in float32 or float64, got precision={precision!r}")
     native = device_type == "cpu" and precision == "float32"
     if backend == "native" and not native:
@@ -257,7 +258,7 @@ def _choose_units(dtype, device_type, ridge, absolute, precision, backend) -> tu
     if backend == "triton" and not can:
         raise ValueError(f"inverse_root: backend 'triton' needs a CUDA tensor and not float64; got {device_type}")
     chosen = ("triton" if can else "torch") if backend == "auto" else backend
-    if chosen == "torch" and precision in ("tf32x3", "tf32"):
+    if chosen == "torch" and precision in GPU_PRECISIONS:
         precision = "float32"
     return chosen, precision
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from steepest.matrix import tape
 from steepest.matrix.native import NativeVerbs
 from steepest.matrix.root_plan import PROBES, RANGE_MARGIN, RIDGE_FLOOR, RootPlan, degree_of, plan, power_factors
 from steepest.matrix.verbs import TorchVerbs, Verbs, full_float32
@@ -69,10 +70,11 @@ def inverse_root(
         Returns the same shape and dtype, without gradient.  Worked on in float32, or float64 for float64 input, an
         absolute ridge, or a ridge below 1e-6.
     p: 1, 2, 3, 4, 6 or 8.  For other rational exponents multiply roots.
-    ridge: relative to λ; composite polynomials need 1e-6 in float32 and tf32x3, 3e-4 in tf32, 1e-14 in float64.
+    ridge: relative to λ; composite polynomials need 1e-6 in float32 and tf32x3, 1e-5 in bf16x3, 3e-4 in tf32, 1e-14 in
+        float64.
     previous: what a block that fails comes out as; NaN by default.  A failed block does not disturb the others: each
         comes out bit for bit the same whatever the rest of the batch is.  A zero block gives ridge^(-1/p)·I.
-    precision: "auto", or "float64", "float32" and on CUDA "tf32x3", "tf32".
+    precision: "auto", or "float64", "float32" and on CUDA "tf32x3", "bf16x3", "tf32".
     backend: "auto", "native" (the C library's kernels, on the CPU in float32), "torch" or "triton".
 
     Accuracy: relative error in the Frobenius norm at most tol + 3 u κ / p with κ = 1/ridge and u the unit roundoff
@@ -267,6 +269,8 @@ def iterate(m: Tensor, todo: RootPlan, verbs: Verbs, wide_verbs: Verbs | None = 
     Each factor is c I + C and only C is multiplied: rounding I + small would lose the small part.  `wide_verbs`, by
     default the same, take the float64 products of a wide plan.
     """
+    if todo.resident and hasattr(verbs, "chain"):  # verbs that only watch or err on purpose go step by step
+        return _resident(m, todo, verbs)
     wide_verbs = wide_verbs or verbs
     x = None
     for k, row in enumerate(todo.schedule.coefficients):
@@ -285,6 +289,19 @@ def iterate(m: Tensor, todo: RootPlan, verbs: Verbs, wide_verbs: Verbs | None = 
             for e in others:
                 m = times(m, (factor, shift) if e == first else power(h, e, verbs, todo.mirrored), verbs, todo.mirrored)
     return x
+
+
+def _resident(m: Tensor, todo: RootPlan, verbs: Verbs) -> Tensor:
+    """The same in one launch."""
+    n = m.shape[-1]
+    y = tape.padded(m)
+    x = verbs.chain(_tape(todo, y.shape[-1]), y)
+    return x if x.shape == m.shape else x[:, :n, :n].contiguous()
+
+
+@lru_cache(maxsize=256)
+def _tape(todo: RootPlan, n: int) -> tape.Chain:
+    return tape.allocate(*tape.record(lambda m, verbs: iterate(m, todo, verbs), n, n), n, n)
 
 
 def polynomial(m: Tensor, row: Coefficients, verbs: Verbs) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from steepest.matrix.native import NativeVerbs, native_wins
 from steepest.matrix.roots import inverse_root
 from steepest.matrix.verbs import TorchVerbs, full_float32
+from steepest.optim import shampoo_fused
 from steepest.optim.shampoo_blocks import DIAGONAL, FULL, Bucket, make_buckets, order_of
 
 STRUCTURE = ("block_size", "precondition_frequency", "large_dim", "large_dim_fallback", "merge_dims")
@@ -157,6 +158,10 @@ def _chosen(yes: Tensor, x: Tensor, other) -> Tensor:
 
 def _update_statistics(bucket: Bucket, g: Tensor, beta2: float, on: Tensor) -> None:
     """L <- b2 L + (1 - b2) G G^T along every side; blocks that are skipped have g = 0 and a weight of 0."""
+    if shampoo_fused.takes(bucket, g):
+        weight = on if beta2 == 1 else (1 - beta2) * on
+        shampoo_fused.update_statistics(bucket, g, torch.ones_like(on) if beta2 == 1 else 1 - weight, weight)
+        return
     verbs = _verbs(g)
     both = verbs.run(_both_grams, (g,)) if _is_matrix(bucket) else None
     for i in bucket.sides:
@@ -221,9 +226,12 @@ def _graft(bucket: Bucket, g: Tensor, m: Tensor, group: dict, step: Tensor, on: 
 
 def _preconditioned(bucket: Bucket, m: Tensor, graft: Tensor, group: dict) -> Tensor:
     """M multiplied by its roots, as long as the graft; the graft itself where there is no root yet."""
-    direction, verbs = m, _verbs(m)
+    direction, verbs, norm = m, _verbs(m), None
     sides = bucket.sides
-    if _is_matrix(bucket):
+    if shampoo_fused.takes(bucket, m):
+        direction, norm = shampoo_fused.precondition(bucket, m)
+        sides = []
+    elif _is_matrix(bucket):
         direction = verbs.run(_both_sides, (bucket.stacks["root.0"], m, bucket.stacks["root.1"]))
         sides = []
     for i in sides:
@@ -241,7 +249,8 @@ def _preconditioned(bucket: Bucket, m: Tensor, graft: Tensor, group: dict) -> Te
         return direction
     tiny = torch.finfo(m.dtype).tiny
     ratio = torch.linalg.vector_norm(graft.flatten(1), dim=1)
-    ratio = ratio / torch.linalg.vector_norm(direction.flatten(1), dim=1).clamp(min=tiny)
+    norm = torch.linalg.vector_norm(direction.flatten(1), dim=1) if norm is None else norm
+    ratio = ratio / norm.clamp(min=tiny)
     ready = bucket.stacks["refreshed"] > 0
     return _chosen(ready, direction * _per_block(ratio, m), graft)
 

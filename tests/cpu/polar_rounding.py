@@ -42,8 +42,9 @@ class NoisyVerbs(TorchVerbs):
         y = self.noisy(super().gram(x), x.abs() @ x.abs().mT)
         return self.symmetric(y) if self.mirrored else (y + y.mT) / 2
 
-    def symmetric_product(self, a, b, *, alpha=1.0, beta=0.0, c):
-        product, addend = alpha * super().symmetric_product(a, b), beta * c
+    def symmetric_product(self, a, b, *, alpha=1.0, beta=0.0, c=None):
+        product = alpha * super().symmetric_product(a, b)
+        addend = torch.zeros_like(product) if c is None else beta * c
         size = abs(alpha) * (a.abs() @ b.abs()) + addend.abs()
         coefficients = self.noise(len(a), 1, 1) * product + self.noise(len(a), 1, 1) * addend
         return self.symmetric(self.noisy(product + addend + coefficients, size))
