@@ -3,6 +3,7 @@
 `Monitor` attaches to any optimizer.  The functions that it calls, and those that need the loss, stand alone.
 """
 
+from steepest.curvature import hessian_trace
 from steepest.dynamics.gap import MemorizationGap
 from steepest.dynamics.laws import (
     DimensionFit,
@@ -14,7 +15,7 @@ from steepest.dynamics.laws import (
     logistic,
 )
 from steepest.dynamics.monitor import Monitor
-from steepest.dynamics.sharpness import Sharpness, hessian_trace, hessian_vector_product, sam_sharpness, sharpness
+from steepest.dynamics.sharpness import Sharpness, hessian_vector_product, sam_sharpness, sharpness
 from steepest.dynamics.spectra import Timescales, factor_dimensions, gradient_dimension, stable_rank, timescales
 
 __all__ = [

@@ -1,7 +1,8 @@
-"""Sharpness of a loss at the current parameters: largest Hessian eigenvalue, trace, rise inside an lp ball.
+"""Sharpness of a loss at the current parameters: largest Hessian eigenvalue, rise inside an lp ball.
 
-All take `loss`, a function without arguments that returns the loss of the current parameters and can be differentiated
-twice (no backward call in it), and the parameters.  Evaluate it without dropout, on fixed data.
+The trace is `steepest.hessian_trace`, from gradients alone.  The functions here take `loss`, a function without
+arguments that returns the loss of the current parameters and can be differentiated twice (no backward call in it), and
+the parameters.  Evaluate it without dropout, on fixed data.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from steepest.sam_ops import perturb_
 
 Loss = Callable[[], Tensor]
 
@@ -115,69 +118,24 @@ def _dot(x: list[Tensor], y: list[Tensor]) -> float:
     return math.fsum(torch.dot(a.flatten().double(), b.flatten().double()).item() for a, b in zip(x, y))
 
 
-def hessian_trace(
-    loss: Loss, params: Iterable[Tensor], *, probes: int = 16, generator: torch.Generator | None = None
-) -> tuple[float, float]:
-    """(estimate, its standard error) of the Hessian's trace: the mean of z·Hz over random signs z (Hutchinson 1990).
-
-    Unbiased, with variance 2 (‖H‖_F² - Σ Hᵢᵢ²) / probes; the standard error is NaN with one probe.
-    Cost: `probes` Hessian-vector products.
-    """
-    if probes < 1:
-        raise ValueError(f"hessian_trace: probes is {probes}, expected at least 1")
-    hessian = _Hessian("hessian_trace", loss, params)
-    found = []
-    for _ in range(probes):
-        z = [
-            torch.randint(0, 2, p.shape, dtype=p.dtype, device=p.device, generator=generator) * 2 - 1
-            for p in hessian.params
-        ]
-        found.append(_dot(z, hessian(z)))
-    values = torch.tensor(found, dtype=torch.float64)
-    return values.mean().item(), values.std().item() / math.sqrt(probes) if probes > 1 else math.nan
-
-
 def sam_sharpness(loss: Loss, params: Iterable[Tensor], *, rho: float = 0.05, p: float = 2.0) -> float:
-    """L(w + ε) - L(w), with ε the step of SAM: the maximiser of ε·g over ‖ε‖_p <= rho, one norm over all parameters.
+    """L(w + e) - L(w), with e the ascent of `steepest.perturb_`: the maximiser of <g, e> over ‖e‖_p <= rho.
 
-    ε = rho sign(g) |g|^(q-1) / (‖g‖_q^q)^(1/p) with 1/p + 1/q = 1; p = inf: rho sign(g).  p = 1 moves the one element
-    with the largest |g| (the first of them).  A zero gradient gives 0.  The parameters are put back bit for bit.
+    One norm over all parameters, which must have a dtype that perturb_ takes.  They are put back bit for bit, also
+    after an exception in loss().  A zero gradient gives 0.
 
-    Raises ValueError for rho < 0 or p < 1.  Cost: two forward passes and a backward.
+    Raises what perturb_ raises.  Cost: two forward passes, a backward, and perturb_.
     Source: Foret et al., "Sharpness-Aware Minimization", 2021, equation 2.
     """
-    if not 0 <= rho < math.inf:
-        raise ValueError(f"sam_sharpness: rho is {rho!r}, expected a finite number >= 0")
-    if not p >= 1:
-        raise ValueError(f"sam_sharpness: p is {p!r}, expected a number >= 1 or inf")
     chosen = [x for x in params if x.requires_grad]
     with torch.enable_grad():
         before = loss()
         grads = torch.autograd.grad(before, chosen, allow_unused=True, materialize_grads=True)
-    kept = [x.detach().clone() for x in chosen]
-    with torch.no_grad():
-        try:
-            torch._foreach_add_(chosen, _ascent(grads, rho, p))
+    leaves, kept = [x.detach() for x in chosen], [x.detach().clone() for x in chosen]
+    try:
+        perturb_(leaves, list(grads), [torch.empty_like(x) for x in kept], rho=rho, p=p)
+        with torch.no_grad():
             after = loss()
-        finally:
-            torch._foreach_copy_(chosen, kept)
+    finally:
+        torch._foreach_copy_(leaves, kept)
     return after.double().item() - before.double().item()
-
-
-def _ascent(grads: tuple[Tensor, ...], rho: float, p: float) -> list[Tensor]:
-    """ε of sam_sharpness; with t = |g| / max |g| it is rho sign(g) t^(q-1) / (Σ t^q)^(1/p), which does not overflow."""
-    largest = max((g.abs().max().item() for g in grads if g.numel()), default=0.0)
-    if largest == 0:
-        return [torch.zeros_like(g) for g in grads]
-    if math.isinf(p):
-        return [rho * g.sign() for g in grads]
-    if p == 1:
-        steps = [torch.zeros_like(g) for g in grads]
-        place = next(i for i, g in enumerate(grads) if g.numel() and g.abs().max().item() == largest)
-        index = grads[place].abs().argmax()
-        steps[place].view(-1)[index] = rho * grads[place].sign().view(-1)[index]
-        return steps
-    q = p / (p - 1)
-    ratios = [g.abs() / largest for g in grads]
-    size = math.fsum((t.double() ** q).sum().item() for t in ratios) ** (1 / p)
-    return [g.sign() * t ** (q - 1) * (rho / size) for g, t in zip(grads, ratios)]

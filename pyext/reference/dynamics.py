@@ -40,15 +40,6 @@ def hessian(loss, params: list[Tensor]) -> Tensor:
     return torch.stack(rows).double()
 
 
-def sam_step(gradient: Tensor, rho: float, p: float) -> Tensor:
-    """The maximiser of ε·g over ‖ε‖_p <= rho for one vector g != 0: rho sign(g) |g|^(q-1) / (‖g‖_q^q)^(1/p)."""
-    g = gradient.double()
-    if p == 1:
-        return torch.zeros_like(g).index_fill(0, g.abs().argmax(), rho) * g.sign()
-    q = 1.0 if math.isinf(p) else p / (p - 1)
-    return rho * g.sign() * g.abs() ** (q - 1) / g.abs().pow(q).sum() ** (1 / p)
-
-
 def runge_kutta(slope, start: float, times: Tensor, substeps: int = 200) -> Tensor:
     """dx/dt = slope(t, x) at `times`, by the classical fourth-order rule, `substeps` steps from each to the next."""
     x, path = float(start), [float(start)]
