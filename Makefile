@@ -1,12 +1,15 @@
 # Two commands do all the set-up on a fresh machine (Python >= 3.9, g++, perhaps nvcc):
 #   make run     build, validate quickly, then train on real text with our optimizers beside torch's
-#   make test    every layer of tests
+#   make test    every layer of tests, two files at a time (WORKERS= for one)
 # Options: PYTHON=python3.12  CMAKE_ARGS=-DSTEEPEST_CUDA=OFF  DEMO="--steps 50"  PYTEST="-k adamw"
 
 PYTHON ?= python3
 VENV   ?= .venv
 DEMO   ?=
+GALLERY ?=
 PYTEST ?=
+# Test files run side by side; a file stays in one process, for what its tests compile together.
+WORKERS ?= -n 2 --dist loadfile
 # The versions that the tests run with here.  The package itself asks for torch>=2.9 only.
 TORCH  := torch==2.13.0
 TRITON := triton==3.9.0
@@ -14,7 +17,7 @@ TRITON := triton==3.9.0
 py := $(VENV)/bin/python
 sources := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f) $(wildcard pyext/*.cpp pyext/*.h)
 
-.PHONY: run test build bench lint format clean validate mutants fuzz
+.PHONY: run test build bench gallery lint format clean validate mutants fuzz
 
 run: build
 	$(py) -m steepest info
@@ -22,12 +25,17 @@ run: build
 	$(py) -m steepest demo $(DEMO)
 
 test: build
-	$(py) -m pytest tests -m "not interpret" $(PYTEST)
-	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(PYTEST)
+	$(py) -m pytest tests -m "not interpret" $(WORKERS) $(PYTEST)
+	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(WORKERS) $(PYTEST)
 
 bench: build
 	mkdir -p out
 	$(py) -m pytest bench --benchmark-json=out/bench.json $(PYTEST)
+
+# All examples in their default sizes, two at a time (4 minutes on two cores), and the page of examples/README.md.
+gallery: build
+	$(py) examples/gallery.py run $(GALLERY)
+	$(py) examples/gallery.py write
 
 validate: build
 	$(py) -m steepest validate
@@ -57,7 +65,7 @@ $(VENV)/.tools: pyproject.toml Makefile
 	$(py) -c "import torch" 2>/dev/null || $(py) -m pip install -q $(TORCH)
 	$(py) -c "import triton" 2>/dev/null || $(py) -m pip install -q $(TRITON)
 	$(py) -m pip install -q "setuptools>=68" wheel "pybind11>=2.13" "cmake>=3.22" ninja numpy \
-	  rich matplotlib pytest pytest-benchmark hypothesis scikit-learn expecttest ruff
+	  rich matplotlib pytest pytest-benchmark pytest-xdist hypothesis scikit-learn expecttest ruff
 	touch $@
 
 $(VENV)/.build: $(VENV)/.tools $(sources)

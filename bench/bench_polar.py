@@ -32,12 +32,15 @@ def polar_race(race, x):
     def peer():
         return newton_schulz(x, todo.schedule, x.dtype)
 
+    peers = {"plain Newton-Schulz": peer}
+    if x.dim() == 3:
+        peers["Python loop"] = lambda: [newton_schulz(matrix, todo.schedule, x.dtype) for matrix in x]
     exact, bound = polar_gate(x, todo.schedule, todo.dtype)
     error = distance(steepest.polar(x), exact)
     assert error <= bound, f"ours is {error:g} away from float64, expected at most {bound:g}"
     case = f"{' x '.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}"
     race(
-        lambda: steepest.polar(x), {"plain Newton-Schulz": peer}, op="polar", case=case, dtype=todo.dtype,
+        lambda: steepest.polar(x), peers, op="polar", case=case, dtype=todo.dtype,
         errors={"ours": error, "plain Newton-Schulz": distance(peer(), exact)}, **polar_costs(x),
     )  # fmt: skip
 

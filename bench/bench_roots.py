@@ -110,26 +110,51 @@ class PlainShampoo:
                     block.sub_(direction, alpha=self.lr * g.norm() / direction.norm())
 
 
+def pytorch_optimizer_step(params: list[torch.Tensor]):
+    """The step of pytorch-optimizer's ScalableShampoo (its Shampoo with blocks) at our settings, or None without it.
+
+    It grafts by parameter where ours does by block, and takes roots by coupled Newton.
+    """
+    try:
+        from pytorch_optimizer import ScalableShampoo
+    except ImportError:
+        return None
+    options = dict(betas=(0.0, 0.95), block_size=128, preconditioning_compute_steps=1, start_preconditioning_step=1)
+    return ScalableShampoo(params, lr=0.01, nesterov=False, graft_type=1, **options).step
+
+
+def check_step(name: str, before: list, mine: list, theirs: list, least: float) -> None:
+    """Both have gone the same way as far: cosine above `least`, lengths within 1 %."""
+    for w, p, q in zip(before, mine, theirs):
+        ours, other = (p - w).double().flatten(), (q - w).double().flatten()
+        cosine = torch.nn.functional.cosine_similarity(ours, other, 0).item()
+        assert cosine > least, f"the step of {name} over {tuple(p.shape)} has cosine {cosine:.4f} with ours"
+        assert 0.99 < ours.norm() / other.norm() < 1.01
+
+
 @pytest.mark.cases(
     quick={"8x128x128": [(128, 128)] * 8}, full={"demo model": [(128, 128)] * 20 + [(512, 128)] * 5 + [(128, 512)] * 5}
 )
 def bench_shampoo(race, device, case):
-    """Roots in every step, blocks of 128, full-rank gradients; the peers' steps agree in direction and length."""
+    """Roots in every step, blocks of 128, full-rank gradients; the peers' steps agree in direction and length.
+
+    Ridges differ by the factor of at most 2 between lambda and the largest eigenvalue; a first step of a square block
+    is its polar factor but for its few smallest singular values.
+    """
     params = parameters(case, torch.float32, device)
-    theirs, before = copies(params), [p.detach().clone() for p in params]
+    theirs, others, before = copies(params), copies(params), [p.detach().clone() for p in params]
     options = dict(betas=(0.0, 0.95), ridge=RIDGE, block_size=128, precondition_frequency=1, grafting="sgd")
     ours = steepest.optim.Shampoo(params, lr=0.01, **options)
-    peer = PlainShampoo(theirs, 0.01, 128, 0.95)
+    peers = {"plain loop over blocks": PlainShampoo(theirs, 0.01, 128, 0.95).step}
+    scalable = pytorch_optimizer_step(others)
     ours.step()
-    peer.step()
-    for w, p, q in zip(before, params, theirs):
-        mine, other = (p - w).double().flatten(), (q - w).double().flatten()
-        cosine = torch.nn.functional.cosine_similarity(mine, other, 0).item()
-        # Ridges differ by the factor of at most 2 between lambda and the largest eigenvalue; a first step of a square
-        # block is its polar factor but for its few smallest singular values.
-        assert cosine > 0.99, f"the plain step over {tuple(p.shape)} has cosine {cosine:.4f} with ours"
-        assert 0.99 < mine.norm() / other.norm() < 1.01
+    peers["plain loop over blocks"]()
+    check_step("the plain loop", before, params, theirs, 0.99)
+    if scalable:
+        peers["pytorch-optimizer"] = scalable
+        scalable()
+        check_step("pytorch-optimizer", before, params, others, 0.95)
     race(
-        ours.step, {"plain loop over blocks": peer.step}, op="shampoo", case=f"{len(case)} matrices, roots every step",
+        ours.step, peers, op="shampoo", case=f"{len(case)} matrices, roots every step",
         tensors=len(case), elements=sum(p.numel() for p in params),
     )  # fmt: skip

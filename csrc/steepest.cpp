@@ -2,6 +2,7 @@
 #include "steepest/steepest.h"
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 
 #include "engine/engine.h"
@@ -59,6 +60,9 @@ RuleFacts rule_facts(int32_t rule, uint32_t flags) {
     case STEEPEST_ADAM:
       return {"Adam", STEEPEST_AMSGRAD, {"exp_avgs", "exp_avg_sqs", flags & STEEPEST_AMSGRAD ? "max_exp_avg_sqs" : nullptr}};
     case STEEPEST_LION: return {"Lion", 0, {"exp_avgs"}};
+    case STEEPEST_PERTURB:
+      return {"Perturb", STEEPEST_BACKUP | STEEPEST_POWER, {flags & STEEPEST_BACKUP ? "backups" : nullptr}};
+    case STEEPEST_RESTORE: return {"Restore", 0, {}};
     default: return {"Sign", 0, {}};
   }
 }
@@ -173,8 +177,8 @@ steepest_status check_args(const char *op, const steepest_step_args *args) {
                    static_cast<unsigned long long>(a.struct_size), sizeof(steepest_step_args), STEEPEST_ABI_VERSION);
   STEEPEST_REQUIRE(a.num_tensors >= 0, "%s: num_tensors is %lld, expected >= 0", op,
                    static_cast<long long>(a.num_tensors));
-  STEEPEST_REQUIRE(a.rule >= STEEPEST_SGD && a.rule <= STEEPEST_SIGN, "%s: rule is %d, expected 0 to %d (steepest_rule)",
-                   op, a.rule, STEEPEST_SIGN);
+  STEEPEST_REQUIRE(a.rule >= STEEPEST_SGD && a.rule <= STEEPEST_RESTORE,
+                   "%s: rule is %d, expected 0 to %d (steepest_rule)", op, a.rule, STEEPEST_RESTORE);
   const RuleFacts rule = rule_facts(a.rule, a.flags);
   const uint32_t known = STEEPEST_MAXIMIZE | STEEPEST_DECOUPLED | STEEPEST_CAUTIOUS | rule.flags;
   STEEPEST_REQUIRE((a.flags & ~known) == 0, "%s: flags is 0x%x, known to %s: 0x%x", op, a.flags, rule.name, known);
@@ -194,8 +198,15 @@ steepest_status check_args(const char *op, const steepest_step_args *args) {
     STEEPEST_REQUIRE(dtypes[i] >= STEEPEST_FLOAT32 && dtypes[i] <= (i == 2 ? STEEPEST_BLOCK8 : STEEPEST_FLOAT16),
                      "%s: %s is %d, expected STEEPEST_FLOAT32 (0), STEEPEST_BFLOAT16 (1), STEEPEST_FLOAT16 (2)%s", op,
                      roles[i], dtypes[i], i == 2 ? " or STEEPEST_BLOCK8 (3)" : "");
-  for (int64_t i = 0; i < a.num_hyper; ++i)
+  for (int64_t i = 0; i < a.num_hyper; ++i) {
     if (const steepest_status status = check_hyper(op, a.hyper[i], i)) return status;
+    const double q = a.hyper[i].q;
+    const bool power = a.flags & STEEPEST_POWER;
+    if (a.rule == STEEPEST_PERTURB)
+      STEEPEST_REQUIRE(power ? q > 1 : q == 1 || q == 2 || std::isinf(q),
+                       "%s: hyper[%lld].q is %g, expected %s", op, static_cast<long long>(i), q,
+                       power ? "a number > 1 with STEEPEST_POWER" : "1, 2 or inf without STEEPEST_POWER");
+  }
   if (const steepest_status status = check_storage(op, a)) return status;
   return check_tensors(op, a, rule);
 }
@@ -204,11 +215,6 @@ steepest_status check_step(const char *op, const steepest_exec *exec, const stee
   clear_error();
   if (const steepest_status status = check_exec(op, exec)) return status;
   if (const steepest_status status = check_args(op, args)) return status;
-#if STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA && !cuda::supports(*args))
-    return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: no CUDA kernel for %s parameters, %s gradients, %s states", op,
-                dtype_name(args->param_dtype), dtype_name(args->grad_dtype), dtype_name(args->state_dtype));
-#endif
   return STEEPEST_OK;
 }
 
@@ -232,13 +238,46 @@ steepest_status check_survey(const char *op, const steepest_exec *exec, const st
   STEEPEST_REQUIRE(a.dtype >= STEEPEST_FLOAT32 && a.dtype <= STEEPEST_FLOAT16, "%s: dtype is %d", op, a.dtype);
   STEEPEST_REQUIRE(a.q >= 1, "%s: q is %g, expected >= 1 or inf", op, a.q);
   STEEPEST_REQUIRE(a.scale > 0 && a.scale <= 3.5e38, "%s: scale is %g, expected a finite number > 0", op, a.scale);
+  if (a.weights)
+    STEEPEST_REQUIRE(a.weight_dtype >= STEEPEST_FLOAT32 && a.weight_dtype <= STEEPEST_FLOAT16 && a.alpha >= 0 && a.eps >= 0,
+                     "%s: weight_dtype is %d, alpha %g, eps %g; expected a steepest_dtype and numbers >= 0", op,
+                     a.weight_dtype, a.alpha, a.eps);
+  STEEPEST_REQUIRE(!a.inner || (a.weights && a.q == 1 && a.scale == 1),
+                   "%s: an inner product with weights %p, q %g, scale %g; expected weights, 1 and 1", op,
+                   static_cast<const void *>(a.weights), a.q, a.scale);
   for (int64_t i = 0; i < a.num_tensors; ++i) {
     const long long k = i;
     STEEPEST_REQUIRE(a.numel[i] >= 0, "%s: numel[%lld] is %lld, expected >= 0", op, k,
                      static_cast<long long>(a.numel[i]));
     if (a.numel[i] == 0) continue;
     if (const steepest_status status = check_address(op, "tensors", k, a.tensors[i], size_of(a.dtype))) return status;
+    if (!a.weights) continue;
+    if (const steepest_status status = check_address(op, "weights", k, a.weights[i], size_of(a.weight_dtype))) return status;
   }
+  return STEEPEST_OK;
+}
+
+steepest_status check_weight_norm(const char *op, const steepest_exec *exec, const steepest_weight_norm_args *args,
+                                  bool backward) {
+  clear_error();
+  if (const steepest_status status = check_exec(op, exec)) return status;
+  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
+  const steepest_weight_norm_args &a = *args;
+  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_weight_norm_args), "%s: args->struct_size is %llu, expected at least %zu",
+                   op, static_cast<unsigned long long>(a.struct_size), sizeof(steepest_weight_norm_args));
+  if (exec->device != STEEPEST_CPU) return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: there is a kernel for the CPU only", op);
+  STEEPEST_REQUIRE(a.rows >= 0 && a.columns >= 0, "%s: rows is %lld, columns %lld, expected >= 0", op,
+                   static_cast<long long>(a.rows), static_cast<long long>(a.columns));
+  if (a.rows == 0 || a.columns == 0) return STEEPEST_OK;
+  const struct {
+    const char *name;
+    const void *address;
+    bool needed;
+  } lists[] = {{"v", a.v, true},           {"g", a.g, true},           {"norms", a.norms, true},  {"w", a.w, !backward},
+               {"grad_w", a.grad_w, backward}, {"grad_v", a.grad_v, backward}, {"grad_g", a.grad_g, backward}};
+  for (const auto &[name, address, needed] : lists)
+    if (needed)
+      if (const steepest_status status = check_address(op, name, 0, address, 4)) return status;
   return STEEPEST_OK;
 }
 
@@ -322,6 +361,32 @@ steepest_status steepest_survey(const steepest_exec *exec, const steepest_survey
     return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
                 static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
   *result = cpu::survey(*exec, *args, static_cast<SurveyPart *>(workspace));
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_weight_norm(const steepest_exec *exec, const steepest_weight_norm_args *args) {
+  if (const steepest_status status = check_weight_norm("steepest_weight_norm", exec, args, false)) return status;
+  cpu::weight_norm(*exec, *args);
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_weight_norm_backward(const steepest_exec *exec, const steepest_weight_norm_args *args) {
+  if (const steepest_status status = check_weight_norm("steepest_weight_norm_backward", exec, args, true)) return status;
+  cpu::weight_norm_backward(*exec, *args);
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_step_traffic(const steepest_exec *exec, const steepest_step_args *args, uint64_t *bytes) {
+  if (const steepest_status status = check_step("steepest_step_traffic", exec, args)) return status;
+  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_step_traffic: bytes is NULL");
+  *bytes = step_bytes(*args);
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_survey_traffic(const steepest_exec *exec, const steepest_survey_args *args, uint64_t *bytes) {
+  if (const steepest_status status = check_survey("steepest_survey_traffic", exec, args)) return status;
+  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_survey_traffic: bytes is NULL");
+  *bytes = survey_bytes(*args);
   return STEEPEST_OK;
 }
 

@@ -27,10 +27,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from . import adamw, symmetric
+from . import adamw, chain, grouped, long, momentum, statistics, symmetric
 from .portable import INTERPRETING
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
+HALF = [(torch.bfloat16, "ieee"), (torch.float16, "ieee")]
 # Global loads into registers, and asynchronous ones into shared memory.
 LOADS = ("LDG", "LDGSTS")
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|UTC[A-Z]*MMA|QMMA|IMMA|DMMA)\b")
@@ -120,12 +121,11 @@ def adamw_variants() -> list[Variant]:
 
 def symmetric_variants() -> list[Variant]:
     variants = []
-    half = [(torch.bfloat16, "ieee"), (torch.float16, "ieee")]
-    for dtype, precision in half + [(torch.float32, precision) for precision in symmetric.PRECISIONS]:
+    for dtype, precision in HALF + [(torch.float32, precision) for precision in symmetric.PRECISIONS]:
         kind = precision if dtype == torch.float32 else "half"
         # 64 matrices of 256 rows take the large tile, one the small one; odd sizes cannot take vectors.
         sizes = [(64, 256), (1, 256)] if len(symmetric.TILINGS[kind]) > 1 else [(1, 256)]
-        for batch, n in [*sizes, (1, 255)]:
+        for batch, n in sizes if precision == "bf16x3" else [*sizes, (1, 255)]:
             x = torch.empty(n, n, dtype=dtype).expand(batch, n, n)
             for rows_inner, addend in [(False, None), (True, None), (False, x)]:
                 a = x.mT if rows_inner else x
@@ -138,6 +138,102 @@ def symmetric_variants() -> list[Variant]:
                 name += "" if addend is None else " + C"
                 variants.append(Variant(symmetric.symmetric_kernel, name, arguments, options))
     return variants
+
+
+def chain_variants() -> list[Variant]:
+    variants = []
+    for dtype, precision in HALF + [(torch.float32, precision) for precision in symmetric.PRECISIONS]:
+        step, numbers = np.zeros((1, chain.STEP_COLUMNS.value)), np.zeros((1, 4))
+        tables, _ = chain.device_tables(step, numbers, ((16, 16),) * 2, 1, dtype, torch.device("cpu"))
+        x = torch.empty(1, 16, 16, dtype=dtype)
+        _, arguments, options = chain.launch_arguments(tables, x, x, x, precision)
+        name = f"{str(dtype).removeprefix('torch.')} {precision if dtype == torch.float32 else ''}".strip()
+        variants.append(
+            Variant(chain.chain_kernel, f"{name} {options['TILE']}x{options['TILE_K']}", arguments, options)
+        )
+    return variants
+
+
+def grouped_variants() -> list[Variant]:
+    """Those of `symmetric_variants`, through the table."""
+    variants = []
+    for dtype, precision in HALF + [(torch.float32, precision) for precision in symmetric.PRECISIONS]:
+        kind = precision if dtype == torch.float32 else "half"
+        sizes = [(64, 256), (1, 256)] if len(symmetric.TILINGS[kind]) > 1 else [(1, 256)]
+        for count, n in [*sizes, (1, 255)]:
+            for columns in (False, True):
+                x = torch.empty(n, n, dtype=dtype)
+                x = x.mT if columns else x
+                group = grouped.group_of_grams([x] * count, input_precision=precision)
+                ((_, arguments, options),) = group.parts
+                name = f"{str(dtype).removeprefix('torch.')} {precision if kind != 'half' else ''}".strip()
+                name += f" {options['TILE']}x{options['TILE']}x{options['TILE_K']}"
+                name += (" aligned" if options["UNIT"] > 1 else " unaligned") + (" columns" if columns else " rows")
+                variants.append(Variant(grouped.grouped_kernel, name, arguments, options))
+    return variants
+
+
+def momentum_variants() -> list[Variant]:
+    """Roles: gradient, buffer, what is orthogonalised."""
+    variants = []
+    f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
+    for dtypes in [(f32, f32, f16), (f32, f32, f32), (bf16, bf16, f16), (bf16, f32, f16), (f32, bf16, f16)]:
+        for aligned in (True, False):
+            roles = [[torch.empty(2 if aligned else 3, 1024, dtype=d)[:2] for d in dtypes]]
+            laid = momentum.Momentum(*([x] for x in roles[0]), torch.ones(1), 0.0)
+            for again in (False, True):
+                options = {**laid.options, "ALIGNED": aligned, "AGAIN": again}
+                name = " ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+                name += (" aligned" if aligned else " unaligned") + (" again" if again else "")
+                variants.append(Variant(momentum.momentum_kernel, name, laid.arguments(0.9, True), options))
+    for final in (False, True):
+        options = {"FINAL": final, "CHUNK": momentum.NORM_CHUNK, "num_warps": momentum.WARPS, "enable_fp_fusion": False}
+        variants.append(Variant(momentum.norm_kernel, "final" if final else "check", laid.norm_arguments(), options))
+    return variants
+
+
+def long_variants() -> list[Variant]:
+    variants, hyper = [], torch.empty(2)
+    for dtype, precision in HALF + [(torch.float32, precision) for precision in symmetric.PRECISIONS]:
+        kind = precision if dtype == torch.float32 else "half"
+        sizes = [(64, 256, 512), (1, 256, 512)] if len(symmetric.TILINGS[kind]) > 1 else [(1, 256, 512)]
+        for batch, n, m in [*sizes, (1, 255, 511)]:
+            for tall in (False, True):
+                x = torch.empty(1, *((m, n) if tall else (n, m)), dtype=dtype).expand(batch, -1, -1)
+                q = torch.empty(1, n, n, dtype=dtype).expand(batch, -1, -1)
+                table = torch.empty(batch, dtype=torch.int64)
+                # Stored, applied to float32, and, where it would be used, to bfloat16 parameters.
+                outs = [(None, None), (torch.float32, None)] + [(torch.bfloat16, 1)] * (kind == "half" and not tall)
+                for out, seed in outs:
+                    _, arguments, options = long.launch_arguments(
+                        q, x, x if out is None else table, hyper, (1.0, 1.0), None, out, True, precision, seed=seed
+                    )
+                    name = f"{str(dtype).removeprefix('torch.')} {precision if kind != 'half' else ''}".strip()
+                    name += f" {options['TILE']}x{options['TILE']}x{options['TILE_K']}"
+                    name += (" aligned" if options["UNIT"] > 1 else " unaligned") + (" tall" if tall else " wide")
+                    name += "" if out is None else f" to {str(out).removeprefix('torch.')}"
+                    variants.append(Variant(long.long_kernel, name, arguments, options))
+    return variants
+
+
+def statistics_variants() -> list[Variant]:
+    variants = []
+    for precision in symmetric.PRECISIONS:
+        for n, m in ((256, 512), (255, 511)):
+            g, left, right = (torch.empty(1, *shape) for shape in ((n, m), (n, n), (m, m)))
+            keep = torch.empty(1)
+            _, arguments, options, _ = statistics.statistics_arguments(g, left, right, keep, keep, precision)
+            name = f"float32 {precision} {options['TILE']}x{options['TILE']}x{options['TILE_K']}"
+            name += " aligned" if options["UNIT"] > 1 else " unaligned"
+            variants.append(Variant(statistics.statistics_kernel, name, arguments, options))
+            _, arguments, options = statistics.product_arguments(left, g, g, precision)
+            variants.append(Variant(statistics.product_kernel, name, arguments, options))
+    return variants
+
+
+def all_variants() -> list[Variant]:
+    tiled = symmetric_variants() + grouped_variants() + long_variants()
+    return adamw_variants() + momentum_variants() + tiled + chain_variants() + statistics_variants()
 
 
 def disassemble(cubin: bytes) -> tuple[str, str]:
@@ -182,7 +278,7 @@ def measure(variant: Variant, arch: str, compiled) -> Row:
 
 def report(archs: Sequence[str] = ARCHS, variants: Sequence[Variant] | None = None) -> list[Row]:
     """Compiles `variants` (all of them by default) for `archs` and returns what the machine code uses."""
-    chosen = adamw_variants() + symmetric_variants() if variants is None else variants
+    chosen = all_variants() if variants is None else variants
     work = [(variant, arch) for arch in archs for variant in chosen]
     with ahead_of_time() as compiling, ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(lambda item: measure(*item, compiling.compile(*item)), work))

@@ -13,11 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .portable import DTYPES, dot, narrow, on_device, require_device, trip_count, widen
+from .portable import DTYPES, on_device, require_device
+from .tiles import finish_tile, product_tile, scalar_factors, triangular_tile
 
 VECTOR_BYTES = 16
-# Rows of tiles that are walked together: the tiles at work at one time then share operand panels in L2.
-GROUP = tl.constexpr(8)
 # Large tiles are worth it once they make this many programs (a Hopper GPU has 132 processors).
 FULL_DEVICE = 128
 
@@ -39,81 +38,16 @@ TILINGS = {
     "ieee": (Tiling(128, 16, 8, 3), Tiling(64, 32, 8, 3)),
     "tf32": (Tiling(64, 32, 4, 3),),
     "tf32x3": (Tiling(64, 16, 8, 4),),
+    "bf16x3": (Tiling(64, 16, 8, 4),),
 }
+# The small tile of 16-bit operands in kernels with more around the product: with 4 warps some spill on sm_100.
+ROOMY_TILINGS = {**TILINGS, "half": (TILINGS["half"][0], TILINGS["half"][1]._replace(warps=8))}
 # Loading element by element needs many more registers, and 2-byte loads cannot be pipelined.
 UNALIGNED_TILING = Tiling(32, 32, 4, 1)
-PRECISIONS = ("ieee", "tf32x3", "tf32")
+PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16x3")
 # Run-time values, all of them: a new shape, stride or coefficient compiles nothing.
-RUN_TIME = ["alpha", "beta", "diagonal", "n", "k"]
+RUN_TIME = ["alpha", "beta", "diagonal", "n", "k", "scalars_address", "scalars_batch"]
 RUN_TIME += ["a_batch", "a_stride", "b_batch", "b_stride", "c_batch", "c_stride", "d_batch", "d_stride"]
-
-
-@triton.jit
-def triangular_row(t):
-    """The row of the t-th pair (row, column <= row), counted row by row; exact for 0 <= t < 2^31 - 2^16.
-
-    Every step is monotone and correctly rounded, so its value at the first and last pair of each row decides: there
-    the float32 root is never too small, and at most one row too large (tests/interpret checks every row).
-    """
-    row = ((tl.sqrt_rn(8.0 * t.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int64)
-    return tl.where(row * (row + 1) // 2 > t, row - 1, row)
-
-
-@triton.jit
-def triangular_tile(t, rows):
-    """Maps 0 <= t < rows (rows + 1) / 2 onto the pairs (row, column <= row), group of rows by group of rows.
-
-    Inside a group the full columns come first, down each column, then the triangle at the end.
-    """
-    first = triangular_row(t) // GROUP * GROUP
-    height = tl.minimum(rows - first, GROUP)
-    rest = t - first * (first + 1) // 2
-    if rest < first * height:
-        row = first + rest % height
-        column = rest // height
-    else:
-        within = triangular_row(rest - first * height)
-        row = first + within
-        column = first + rest - first * height - within * (within + 1) // 2
-    return row, column
-
-
-@triton.jit
-def load_tile(base, i, j, rows, columns, i_stride, j_stride):
-    """M[i, j], zero outside rows × columns."""
-    inside = (i < rows)[:, None] & (j < columns)[None, :]
-    return tl.load(base + i[:, None] * i_stride + j[None, :] * j_stride, mask=inside, other=0.0)
-
-
-@triton.jit
-def product_tile(
-    a,
-    b,
-    rows,
-    columns,
-    n,
-    k,
-    a_stride,
-    b_stride,
-    K_LAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    TILE: tl.constexpr,
-    TILE_K: tl.constexpr,
-):
-    """Σ_k A[rows, k] B[columns, k] in float32."""
-    acc = tl.zeros((TILE, TILE), dtype=tl.float32)
-    for step in range(0, trip_count(tl.cdiv(k, TILE_K))):
-        ks = step * TILE_K + tl.arange(0, TILE_K)
-        # Each operand is loaded the way the product reads it: Triton 3.9 does not pipeline a load that is transposed
-        # on its way to the left operand (sm_80, sm_120).
-        if K_LAST:
-            left = load_tile(a, rows, ks, n, k, a_stride, 1)
-            right = load_tile(b, ks, columns, k, n, 1, b_stride)
-        else:
-            left = load_tile(a, rows, ks, n, k, 1, a_stride)
-            right = load_tile(b, ks, columns, k, n, b_stride, 1)
-        acc = dot(left, right, acc, PRECISION)
-    return acc
 
 
 @triton.jit(do_not_specialize=RUN_TIME, do_not_specialize_on_alignment=["a_ptr", "b_ptr", "c_ptr", "d_ptr"])
@@ -125,6 +59,8 @@ def symmetric_kernel(
     alpha: tl.float32,
     beta: tl.float32,
     diagonal: tl.float32,
+    scalars_address: tl.int64,
+    scalars_batch: tl.int64,
     n: tl.int32,
     k: tl.int32,
     a_batch: tl.int64,
@@ -147,6 +83,7 @@ def symmetric_kernel(
     Every matrix has one inner dimension of stride 1, the last one; of A and B the first one unless K_LAST.  Extents,
     batch strides and outer strides count units of UNIT elements.  UNIT > 1 (16 bytes) also promises that every address
     is a multiple of 16, so that the compiler can prove vector accesses; UNIT = 1 is right for any.
+    Three float32 numbers at scalars_address + matrix scalars_batch, unless it is 0, multiply alpha, beta and diagonal.
     """
     n, k = n * UNIT, k * UNIT
     side = tl.cdiv(n, TILE).to(tl.int64)
@@ -164,22 +101,27 @@ def symmetric_kernel(
         a, b = tl.multiple_of(a, 16), tl.multiple_of(b, 16)
         c, d = tl.multiple_of(c, 16), tl.multiple_of(d, 16)
 
-    value = alpha * product_tile(
-        a, b, rows, columns, n, k, a_stride * UNIT, b_stride * UNIT, K_LAST, PRECISION, TILE, TILE_K
+    product = product_tile(a, b, rows, columns, n, k, a_stride * UNIT, b_stride * UNIT, K_LAST, PRECISION, TILE, TILE_K)
+    first, second, third = scalar_factors(scalars_address, matrix * scalars_batch)
+    alpha, beta, diagonal = alpha * first, beta * second, diagonal * third
+    d_type = d_ptr.dtype.element_ty
+    finish_tile(
+        product,
+        row,
+        column,
+        rows,
+        columns,
+        n,
+        alpha,
+        beta,
+        diagonal,
+        c,
+        c_stride * UNIT,
+        d,
+        d_stride * UNIT,
+        HAS_C,
+        d_type,
     )
-    if HAS_C:
-        value += beta * widen(load_tile(c, rows, columns, n, n, c_stride * UNIT, 1))
-    value += tl.where(rows[:, None] == columns[None, :], diagonal, 0.0)
-    out = narrow(value, d_ptr.dtype.element_ty)
-    if row == column:
-        # Rounding differs between an element and its transpose: the lower triangle decides, here as everywhere.
-        out = tl.where(rows[:, None] >= columns[None, :], out, tl.trans(out))
-    d_stride = d_stride * UNIT
-    inside = (rows < n)[:, None] & (columns < n)[None, :]
-    tl.store(d + rows[:, None] * d_stride + columns[None, :], out, mask=inside)
-    if row != column:
-        mirrored = (columns < n)[:, None] & (rows < n)[None, :]
-        tl.store(d + columns[:, None] * d_stride + rows[None, :], tl.trans(out), mask=mirrored)
 
 
 def check_matrix(op: str, name: str, x: torch.Tensor, like: torch.Tensor) -> None:
@@ -246,6 +188,7 @@ def launch_arguments(
     coefficients: tuple[float, float, float],
     k_last: bool,
     precision: str,
+    scalars: torch.Tensor | None = None,
 ) -> tuple[tuple[int, ...], tuple, dict]:
     """Grid, positional and keyword arguments of the kernel for checked (batch, rows, columns) tensors."""
     batch, n, k = a.shape
@@ -255,6 +198,8 @@ def launch_arguments(
     unit = VECTOR_BYTES // a.element_size()
     if any(x.data_ptr() % VECTOR_BYTES for x, _ in operands) or any(v % unit for v in (n, k, *strides)):
         unit = 1
+    if unit == 1 and precision == "bf16x3":
+        precision = "tf32x3"  # more exact; loaded element by element, columns in bf16x3 spill on sm_100
     kind = precision if a.dtype == torch.float32 else "half"
     tiling = choose_tiling(kind, unit, n, batch)
     programs = triangle(n, tiling.tile) * batch
@@ -274,7 +219,21 @@ def launch_arguments(
         "num_stages": tiling.stages,
         "enable_fp_fusion": False,
     }
-    return (programs,), (*(x for x, _ in operands), *coefficients, *sizes), options
+    device_scalars = (0, 0) if scalars is None else (scalars.data_ptr(), 3 if len(scalars) > 1 else 0)
+    return (programs,), (*(x for x, _ in operands), *coefficients, *device_scalars, *sizes), options
+
+
+def checked_scalars(op: str, scalars: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """(1 or batch, 3) for scalars of shape (3,) or (*batch, 3); raises for others."""
+    batch = tuple(out.shape[:-2])
+    if (
+        tuple(scalars.shape) not in ((3,), (*batch, 3))
+        or scalars.dtype != torch.float32
+        or scalars.device != out.device
+    ):
+        found = f"{tuple(scalars.shape)} of {scalars.dtype} on {scalars.device}"
+        raise ValueError(f"{op}: scalars are {found}, expected (3,) or {(*batch, 3)} of float32 on {out.device}")
+    return scalars.reshape(-1, 3).contiguous()
 
 
 def launch(
@@ -286,6 +245,7 @@ def launch(
     coefficients: tuple[float, float, float],
     k_last: bool,
     precision: str,
+    scalars: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Runs the kernel on batches `a`, `b`, `c`, fills `out` and returns it."""
     if precision not in PRECISIONS:
@@ -293,8 +253,9 @@ def launch(
     require_device(op, a)
     if out.numel() == 0:
         return out
+    scalars = None if scalars is None else checked_scalars(op, scalars, out)
     grid, arguments, options = launch_arguments(
-        a, b, c, out.view(len(a), *out.shape[-2:]), coefficients, k_last, precision
+        a, b, c, out.view(len(a), *out.shape[-2:]), coefficients, k_last, precision, scalars
     )
     with on_device(a):
         symmetric_kernel[grid](*arguments, **options)
@@ -302,7 +263,12 @@ def launch(
 
 
 def gram(
-    x: torch.Tensor, *, alpha: float = 1.0, input_precision: str = "ieee", out: torch.Tensor | None = None
+    x: torch.Tensor,
+    *,
+    alpha: float = 1.0,
+    scalars: torch.Tensor | None = None,
+    input_precision: str = "ieee",
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """alpha X Xᵀ for every matrix of a batch, exactly symmetric.
 
@@ -310,9 +276,13 @@ def gram(
         x: (..., n, m), float32, float16 or bfloat16, any strides; gram(x.mT) is alpha XᵀX without a copy.  (A copy is
             made only where neither matrix dimension has stride 1, or the batch dimensions do not fit one stride.)
         alpha: a number; changing it compiles nothing.
+        scalars: float32 on the device, (3,) or (..., 3): per matrix, factors of alpha, beta and the diagonal (the last
+            two of symmetric_product), read when the kernel runs: the host need not know them, and a replayed CUDA graph
+            takes their new values.
         input_precision: what float32 operands are multiplied as: "ieee" (float32 units), "tf32x3" (three tensor-core
-            products, nearly float32's accuracy) or "tf32" (11 significant bits).  The tensor cores of sm_90 and sm_100
-            take float32 operands along rows only: there "tf32" loads gram(x.mT) element by element.
+            products, nearly float32's accuracy), "bf16x3" (16 bits; tf32x3 if not aligned) or "tf32" (11 bits).  The
+            tensor cores of sm_90 and sm_100 take float32 operands along rows only: there "tf32" loads gram(x.mT)
+            element by element.
         out: where to put the result; its last stride must be 1 and it must not overlap x.
 
     Returns (..., n, n) in x's dtype, accumulated in float32 and rounded once.  Deterministic.  Not differentiable.
@@ -323,7 +293,7 @@ def gram(
     check_matrix("gram", "x", x, x)
     out = prepare_out("gram", out, [x], (*x.shape[:-1], x.shape[-2]))
     a = as_batch(x)
-    return launch("gram", a, a, None, out, (alpha, 0.0, 0.0), is_inner(a, 2), input_precision)
+    return launch("gram", a, a, None, out, (alpha, 0.0, 0.0), is_inner(a, 2), input_precision, scalars)
 
 
 def symmetric_product(
@@ -334,6 +304,7 @@ def symmetric_product(
     beta: float = 0.0,
     c: torch.Tensor | None = None,
     diagonal: float = 0.0,
+    scalars: torch.Tensor | None = None,
     input_precision: str = "ieee",
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -345,7 +316,7 @@ def symmetric_product(
             C is computed and mirrored.  In float16, bfloat16 and tf32 only squares (b = a) bear mirroring over many
             steps; other products lose accuracy that way.
         alpha, beta, diagonal: numbers; changing them compiles nothing.  beta = 0 leaves c unread.
-        input_precision, out: as in `gram`.
+        scalars, input_precision, out: as in `gram`.
 
     Returns (..., n, n): C is added in the float32 accumulator and the sum rounded once.  Deterministic.  Not
     differentiable.
@@ -365,4 +336,5 @@ def symmetric_product(
     # A symmetric matrix may be read along its columns.
     batches = {name: x if is_inner(x, 2) else x.mT for name, x in ((name, as_batch(x)) for name, x in matrices.items())}
     addend = batches["c"] if beta != 0 else None
-    return launch(op, batches["a"], batches["b"], addend, out, (alpha, beta, diagonal), True, input_precision)
+    coefficients = (alpha, beta, diagonal)
+    return launch(op, batches["a"], batches["b"], addend, out, coefficients, True, input_precision, scalars)

@@ -6,6 +6,7 @@ import importlib
 
 from steepest import reference, schedules
 from steepest._version import __version__
+from steepest.curvature import hessian_diagonal, hessian_trace
 from steepest.explain import explain
 from steepest.info import info
 from steepest.matrix.roots import effective_dimension
@@ -20,6 +21,11 @@ _COMPILED = {
     "normed_descent_": "steepest.optim.normed_descent",
     "survey": "steepest.ops_steps",
     "distributed": None,
+    "path_normalize_": "steepest.normalize",
+    "weight_norm": "steepest.normalize",
+    "dynamics": None,
+    "perturb_": "steepest.sam_ops",
+    "restore_": "steepest.sam_ops",
     "optim": None,
 }
 
@@ -28,16 +34,23 @@ __all__ = [
     *_STEPS,
     "clip_grad_norm_",
     "distributed",
+    "dynamics",
     "normed_descent_",
     "effective_dimension",
     "explain",
+    "hessian_diagonal",
+    "hessian_trace",
     "info",
     "inverse_root",
     "optim",
+    "path_normalize_",
+    "perturb_",
     "polar",
     "reference",
+    "restore_",
     "schedules",
     "survey",
+    "weight_norm",
 ]
 
 

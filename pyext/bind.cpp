@@ -24,7 +24,7 @@ namespace {
 }
 
 // The fields of steepest_hyper in their order, and the step.
-using Hyper = std::pair<std::array<double, 13>, int64_t>;
+using Hyper = std::pair<std::array<double, 14>, int64_t>;
 
 // What a call states besides its tensors.
 struct Step {
@@ -48,6 +48,12 @@ std::vector<steepest_hyper> hyper_rows(const std::vector<Hyper> &rows) {
     out.push_back(std::apply([step = step](auto... field) { return steepest_hyper{field..., step}; }, fields));
   return out;
 }
+
+// Counts the bytes of all calls while it is on; asking for them costs a second check of every argument.
+struct TrafficCounter {
+  bool on = false;
+  uint64_t bytes = 0;
+} traffic;
 
 py::object reject(const Mismatch &mismatch) { return py::make_tuple(mismatch.reason, mismatch.role, mismatch.row); }
 
@@ -99,7 +105,7 @@ void set_kinds(steepest_step_args &args, const Rows &rows, const std::vector<Kin
 }
 
 // Steps over rows that check_types and an OverlapGuard have approved.
-void step(const TensorReader &reader, const Rows &rows, const Step &call) {
+void step(const TensorReader &reader, const Rows &rows, const Step &call, void *const *sources = nullptr) {
   if (call.index && call.index->size() != rows.numel.size())
     throw py::value_error("step: hyper_index and the lists of tensors differ in length");
   if (call.first_index && call.first_index->size() != rows.numel.size())
@@ -130,12 +136,17 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call) {
   args.clip_coefficient = reinterpret_cast<const float *>(call.clip_coefficient);
   args.found_inf = reinterpret_cast<const float *>(call.found_inf);
   args.clip_value = call.clip_value;
+  if (sources != nullptr) args.sources = sources;
   set_kinds(args, rows, call.kinds, kFirstState + num_states);
   args.rounding = call.stochastic ? STEEPEST_STOCHASTIC : STEEPEST_NEAREST;
   args.seed = call.seed;
   args.first_index = call.first_index ? call.first_index->data() : nullptr;
 
   uint64_t bytes = 0;
+  if (traffic.on) {
+    if (const steepest_status status = steepest_step_traffic(&exec, &args, &bytes)) raise(status);
+    traffic.bytes += bytes;
+  }
   if (const steepest_status status = steepest_step_workspace_size(&exec, &args, &bytes)) raise(status);
   std::vector<char> workspace(bytes);
   steepest_status status;
@@ -145,6 +156,15 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call) {
   }
   // The message is thread-local and this is still the same thread.
   if (status) raise(status);
+}
+
+// A step of parameters that are read from where `away`, rows of the same parameters, has its first state.
+void step_states_from(const TensorReader &reader, const StateRows &states, const StateRows &away, const Step &call) {
+  const Rows &rows = states.rows(), &from = away.rows();
+  if (from.address.size() <= kFirstState || from.address[kParam] != rows.address[kParam] || from.numel != rows.numel ||
+      from.dtype[kFirstState] != rows.dtype[kParam])
+    throw py::value_error("step_states_from: the two lists of rows are not of the same parameters");
+  step(reader, rows, call, from.address[kFirstState].data());
 }
 
 // Checks that no memory is shared, then steps and returns None; or returns (reason, role, row), nothing changed.
@@ -170,8 +190,16 @@ py::object gather(const TensorReader &reader, OverlapGuard &guard, StateRows &st
   return py::none();
 }
 
+// T = alpha * |weight| + eps multiplies what is surveyed, or the inner product is taken.
+struct Weigh {
+  int role;  // of the weights
+  double alpha, eps;
+  bool inner;
+};
+
 // One read of the tensors of one role: (sum of |x / scale|^q, largest |x|, whether anything is not finite).
-py::tuple survey_role(const Rows &rows, int role, double q, double scale, int num_threads) {
+py::tuple survey_role(const Rows &rows, int role, double q, double scale, int num_threads,
+                      const std::optional<Weigh> &weigh = std::nullopt) {
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
   exec.device = STEEPEST_CPU;
@@ -184,7 +212,18 @@ py::tuple survey_role(const Rows &rows, int role, double q, double scale, int nu
   args.dtype = rows.dtype[role];
   args.q = q;
   args.scale = scale;
+  if (weigh) {
+    args.weights = rows.address[weigh->role].data();
+    args.weight_dtype = rows.dtype[weigh->role];
+    args.alpha = weigh->alpha;
+    args.eps = weigh->eps;
+    args.inner = weigh->inner;
+  }
   uint64_t bytes = 0;
+  if (traffic.on) {
+    if (const steepest_status status = steepest_survey_traffic(&exec, &args, &bytes)) raise(status);
+    traffic.bytes += bytes;
+  }
   if (const steepest_status status = steepest_survey_workspace_size(&exec, &args, &bytes)) raise(status);
   std::vector<char> workspace(bytes);
   steepest_survey_result result;
@@ -206,6 +245,17 @@ py::object survey(const TensorReader &reader, const py::list &tensors, double q,
   return survey_role(rows, 0, q, scale, num_threads);
 }
 
+// The same with every element times (alpha * |its weight| + eps).
+py::object survey_weighed(const TensorReader &reader, const py::list &tensors, const py::list &weights, double alpha,
+                          double eps, double q, double scale, bool inner, int num_threads) {
+  Rows rows;
+  if (const Mismatch mismatch = rows.gather(reader, {tensors, weights}, {})) return reject(mismatch);
+  if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
+  for (int role = 0; role < 2; ++role)
+    if (rows.dtype[role] > STEEPEST_FLOAT16) return reject({"dtype", role, 0});
+  return survey_role(rows, 0, q, scale, num_threads, Weigh{1, alpha, eps, inner});
+}
+
 // The derived scalars of Adam rows as float32 values, for kernels that live outside the C library (Triton).
 std::vector<std::vector<float>> adam_scalar_rows(const std::vector<Hyper> &rows) {
   std::vector<std::vector<float>> out;
@@ -215,6 +265,32 @@ std::vector<std::vector<float>> adam_scalar_rows(const std::vector<Hyper> &rows)
                    s.eps});
   }
   return out;
+}
+
+// Weight normalisation of contiguous float32 tensors, by address: forward without grad_w, backward with it.
+void weight_norm(int64_t rows, int64_t columns, uintptr_t v, uintptr_t g, uintptr_t norms, uintptr_t w, uintptr_t grad_w,
+                 uintptr_t grad_v, uintptr_t grad_g, int num_threads) {
+  steepest_exec exec = {};
+  exec.struct_size = sizeof exec;
+  exec.device = STEEPEST_CPU;
+  exec.num_threads = num_threads;
+  steepest_weight_norm_args args = {};
+  args.struct_size = sizeof args;
+  args.rows = rows;
+  args.columns = columns;
+  args.v = reinterpret_cast<const float *>(v);
+  args.g = reinterpret_cast<const float *>(g);
+  args.norms = reinterpret_cast<float *>(norms);
+  args.w = reinterpret_cast<float *>(w);
+  args.grad_w = reinterpret_cast<const float *>(grad_w);
+  args.grad_v = reinterpret_cast<float *>(grad_v);
+  args.grad_g = reinterpret_cast<float *>(grad_g);
+  steepest_status status;
+  {
+    py::gil_scoped_release release;
+    status = grad_w ? steepest_weight_norm_backward(&exec, &args) : steepest_weight_norm(&exec, &args);
+  }
+  if (status) raise(status);
 }
 
 // How many CUDA launches a step over tensors of these sizes takes.
@@ -280,8 +356,11 @@ bool same_values(const py::list &objects, const py::dict &dict) {
 }  // namespace
 }  // namespace steepest_python
 
+void bind_matrix(pybind11::module_ &m);  // bind_matrix.cpp
+
 PYBIND11_MODULE(_C, m) {
   using namespace steepest_python;
+  bind_matrix(m);
   m.attr("ABI_VERSION") = steepest_abi_version();
   py::class_<TensorReader>(m, "TensorReader")
       .def(py::init<>())
@@ -318,12 +397,28 @@ PYBIND11_MODULE(_C, m) {
         py::arg("hyper_index"), py::arg("num_hyper"));
   m.def("survey", &survey, py::arg("reader"), py::arg("tensors"), py::arg("q"), py::arg("scale"),
         py::arg("num_threads"));
+  m.def("survey_weighed", &survey_weighed, py::arg("reader"), py::arg("tensors"), py::arg("weights"),
+        py::arg("alpha"), py::arg("eps"), py::arg("q"), py::arg("scale"), py::arg("inner"), py::arg("num_threads"));
   m.def(
       "survey_states",
       [](const StateRows &states, double q, double scale, int num_threads) {
         return survey_role(states.rows(), kGrad, q, scale, num_threads);
       },
       py::arg("states"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
+  m.def("weight_norm", &weight_norm, py::arg("rows"), py::arg("columns"), py::arg("v"), py::arg("g"), py::arg("norms"),
+        py::arg("w"), py::arg("grad_w"), py::arg("grad_v"), py::arg("grad_g"), py::arg("num_threads"));
+  m.def(
+      "survey_states_weighed",
+      [](const StateRows &states, double alpha, double eps, double q, double scale, int num_threads) {
+        return survey_role(states.rows(), kGrad, q, scale, num_threads, Weigh{kParam, alpha, eps, false});
+      },
+      py::arg("states"), py::arg("alpha"), py::arg("eps"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
+  m.def("step_states_from", &step_states_from, py::arg("reader"), py::arg("states"), py::arg("away"), py::arg("call"));
+  m.def("count_traffic", [](bool on) {
+    const uint64_t bytes = traffic.bytes;
+    traffic = {on, 0};
+    return bytes;
+  });
   m.def("adam_scalars", &adam_scalar_rows);
   m.def("gradients", &gradients);
   m.def("same_objects", &same_objects);
@@ -331,7 +426,8 @@ PYBIND11_MODULE(_C, m) {
   // The C interface's names, so that Python does not repeat their numbers.
 #define STEEPEST_EXPORT(name) m.attr(#name) = static_cast<int>(STEEPEST_##name)
   STEEPEST_EXPORT(SGD), STEEPEST_EXPORT(ADAGRAD), STEEPEST_EXPORT(RMSPROP), STEEPEST_EXPORT(ADAM);
-  STEEPEST_EXPORT(LION), STEEPEST_EXPORT(SIGN);
+  STEEPEST_EXPORT(LION), STEEPEST_EXPORT(SIGN), STEEPEST_EXPORT(PERTURB), STEEPEST_EXPORT(RESTORE);
   STEEPEST_EXPORT(MAXIMIZE), STEEPEST_EXPORT(DECOUPLED), STEEPEST_EXPORT(CAUTIOUS), STEEPEST_EXPORT(AMSGRAD);
   STEEPEST_EXPORT(NESTEROV), STEEPEST_EXPORT(CENTERED), STEEPEST_EXPORT(MOMENTUM);
+  STEEPEST_EXPORT(BACKUP), STEEPEST_EXPORT(POWER);
 }

@@ -134,12 +134,8 @@ def _supported(op: str, backend: str, rule: Rule, row: list[Tensor]) -> None:
         found = {name: tensor.dtype for name, tensor in zip(rule.states, states)}
         raise TypeError(f"{op}: the states of one row differ in dtype: {found}")
     check.storage(op, rule.names, row, rule.storage)
-    if backend == "cpu":
+    if backend != "triton":  # the others take any combination
         return
-    if not rule.storage.plain:
-        raise NotImplementedError(
-            f"{op}: backend {backend} has no kernel for {', '.join(rule.storage.lists) or 'such states'} yet"
-        )
     state = states[0].dtype if states else row[0].dtype
     if row[0].dtype != row[1].dtype or state not in (row[0].dtype, torch.float32):
         raise NotImplementedError(
@@ -216,8 +212,15 @@ def step_lists(
         call = replace(call, rule=replace(call.rule, storage=kept.storage), first_index=kept.first_index)
         lists, values = [*lists, *kept.lists], values | kept.values
         check.tensor_lists(op, call.rule.names, lists)
-    rule = call.rule
     hyper, index = steps_and_index(op, values, step, len(params))
+    run_lists(op, call, lists, hyper, index, backend)
+
+
+def run_lists(
+    op: str, call: Call, lists: Sequence[Sequence[Tensor]], hyper: list[tuple], index: list[int] | None, backend: str
+) -> None:
+    """Checks lists of equal length, steps with the hyper-parameter rows given, counts the parameters' versions up."""
+    rule, params = call.rule, lists[0]
     check.leaves(op, [p for p in params if isinstance(p, Tensor)])
     if backend not in BACKENDS:
         raise ValueError(f"{op}: backend is {backend!r}, expected one of {', '.join(BACKENDS)}")

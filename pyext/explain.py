@@ -117,11 +117,14 @@ def _adamw_launches(rule, chosen: str, group: list[int], roles, step) -> str:
     return f"{count}"
 
 
-def _polar(x, *, schedule="polar-express", steps=5, lower=1e-3, tol=None, dtype=None, backend="auto") -> Explanation:
+def _polar(
+    x, *, schedule="polar-express", steps=5, lower=1e-3, tol=None, norm="auto", dtype=None, form="auto", force=False,
+    backend="auto",
+) -> Explanation:  # fmt: skip
     from steepest.matrix.polar import plan
 
-    options = {"schedule": schedule, "steps": steps, "lower": lower, "tol": tol, "working": dtype}
-    todo = plan(x.shape, x.dtype, x.device, backend=backend, **options)
+    options = {"schedule": schedule, "steps": steps, "lower": lower, "tol": tol, "norm": norm, "working": dtype}
+    todo = plan(x.shape, x.dtype, x.device, form=form, force=force, backend=backend, **options)
     other = plan(x.shape, x.dtype, x.device, backend=backend, form="plain", **options)
     s = todo.schedule
     low = s.lower**0.5
@@ -136,14 +139,44 @@ def _polar(x, *, schedule="polar-express", steps=5, lower=1e-3, tol=None, dtype=
         "shape": f"{tuple(x.shape)} {_name(x.dtype)}, worked on in {_name(todo.dtype)}",
         "form": f"{todo.form}: {why[todo.form]}",
         "restarts": f"after step {', '.join(map(str, todo.restarts))}" if todo.restarts else "none",
+        "norm": f"{todo.norm}: {NORM_TEXT[todo.norm]}",
         "schedule": f"{s.name}, {s.steps} steps of degree {s.degree} in X X^T\n{coefficients}",
         "certificate": f"|1 - f(s)| <= {s.error:.3g} for singular values s >= {low:g} times the norm of x that is used",
+        "map": singular_value_map(s),
         "slope": f"{s.slope:.4g}: smaller singular values, and rounding errors, grow at most so much",
         "safe up to": f"{s.largest_safe:.6g}: an input whose norm is underestimated by more diverges",
         "products": f"{todo.grams} Gram, {todo.symmetric_products} symmetric, {todo.long_products} long",
+        "launches": launches(todo, todo.grams + todo.symmetric_products + todo.long_products),
         "flops": f"{todo.flops:,}",
     }
     return Explanation("polar", facts)
+
+
+NORM_TEXT = {
+    "frobenius": "the root of the sum of squares",
+    "schatten4": "of the Gram matrix that the first step needs; tighter, no product more",
+    "schatten8": "of the square of the Gram matrix that the first step needs; tighter still, no product more",
+}
+
+
+def launches(todo, products: int) -> str:
+    if todo.backend != "triton":
+        return "none: torch's products"
+    if todo.resident:
+        return "1 for all products of the batch: a program takes a matrix through all steps"
+    return f"{products}, one per product for the whole batch"
+
+
+def singular_value_map(schedule) -> str:
+    """s -> f(s) for singular values s relative to the norm: two lines, and their plot over s from 1e-5 to 1."""
+    points = (1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    values = [schedule.apply(s**schedule.p) for s in points]
+    lines = ["s    " + " ".join(f"{s:>6.3g}" for s in points), "f(s) " + " ".join(f"{v:>6.3f}" for v in values)]
+    columns = [schedule.apply(10 ** (schedule.p * (5 * k / 64 - 5))) for k in range(65)]
+    for low in (1.2, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0):
+        marks = "".join("*" if low <= v < low + 0.2 else " " for v in columns)
+        lines.append(f"{low:>4.1f} |{marks}".rstrip())
+    return "\n".join([*lines, f"     {'1e-5':<13}{'1e-4':<13}{'1e-3':<13}{'1e-2':<13}{'0.1':<10}1"])
 
 
 def _inverse_root(
@@ -168,6 +201,7 @@ def _inverse_root(
         facts["schedule"] = f"{s.name}, {s.steps} steps\n{rows}"
         facts["certificate"] = f"relative error of every eigenvalue of the root <= {s.error:.3g}, before rounding"
         facts["products"] = f"{todo.products} per matrix, {todo.group} matrices walked through all steps at once"
+        facts["launches"] = launches(todo, todo.products)
     facts["flops"] = f"{todo.flops:,}"
     return Explanation("inverse_root", facts)
 
@@ -191,13 +225,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--schedule", help="polar: a named schedule, or minimax")
+    parser.add_argument("--schedule", help="polar: a named schedule, minimax or tuned")
     parser.add_argument("--steps", type=int, help="polar")
+    parser.add_argument("--norm", help="polar: frobenius, schatten4 or schatten8")
     parser.add_argument("--tol", type=float, help="polar, inverse_root: as many steps as reach it")
     options = parser.parse_args(argv)
     import torch
 
-    names = {"polar": ("schedule", "steps", "tol"), "inverse_root": ("tol",)}.get(options.op, ())
+    names = {"polar": ("schedule", "steps", "tol", "norm"), "inverse_root": ("tol",)}.get(options.op, ())
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
         tensors = [torch.empty(s, dtype=getattr(torch, options.dtype), device=options.device) for s in options.shapes]

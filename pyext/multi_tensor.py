@@ -2,12 +2,11 @@
 
 All of them share what follows; the docstring of each gives its rule.
 
-Lists have equal length; row i (params[i], grads[i], states...) has one shape and one device.  Any shape, 0-dim and
-empty too.  dtypes float32, bfloat16, float16, freely mixed on the CPU; on CUDA gradients like the parameters, states
-like the parameters or float32.  Arithmetic is float32; each result is rounded once to its tensor's dtype; derived
-scalars are computed in float64 and rounded once.  Rows in one dense layout (contiguous, transposed, channels_last,
-...) are worked on in place; other rows are copied in and out, which costs extra but is right.  Before the rule, in
-this order::
+Lists have equal length; row i (params[i], grads[i], states...) has one shape and one device. Any shape, 0-dim and
+empty too. dtypes float32, bfloat16, float16, freely mixed (all states of a row alike). Arithmetic is float32; each
+result is rounded once to its tensor's dtype; derived scalars are computed in float64 and rounded once. Rows in one
+dense layout (contiguous, transposed, channels_last, ...) are worked on in place; other rows are copied in and out,
+which costs extra but is right. Before the rule, in this order::
 
     g = grad / grad_scale * clip_coefficient        (then -g if maximize)
     g = clamp(g, -clip_value, clip_value)
@@ -23,6 +22,7 @@ Arguments that all share:
     grad_scale, clip_coefficient: one-element float32 tensors on the parameters' device.
     found_inf: one-element float32 tensor; nothing changes when it is not 0.
     backend: "auto" (by device), "cpu", "cuda" or "triton" (AdamW without clipping or cautious decay).
+    **kept: masters, correction bits, 8-bit states, averages, noise, rounding at random: see steepest.storage.
 
 All raise ValueError or TypeError for wrong lengths, shapes, devices, dtypes, numbers, for sparse, aliased or non-leaf
 tensors, and NotImplementedError where a build or backend has no kernel; before anything is changed.

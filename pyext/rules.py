@@ -16,7 +16,7 @@ from steepest.storage import PLAIN, Storage
 # Fields of the C struct steepest_hyper before its last one, the step.
 HYPER = (
     "lr", "weight_decay", "l1", "beta1", "beta2", "eps", "momentum", "dampening", "alpha", "lr_decay", "noise_eta",
-    "noise_gamma", "average_decay",
+    "noise_gamma", "average_decay", "q",
 )  # fmt: skip
 
 
@@ -80,6 +80,16 @@ def lion(name: str, **options) -> Rule:
 
 def sign(name: str, **options) -> Rule:
     return _rule(name, lib.SIGN, (), 0, **options)
+
+
+def perturb(name: str, *, q: float, backup: bool, maximize: bool = False) -> Rule:
+    """Steepest ascent in the norm whose dual has order q; q is also a hyper-parameter of every row."""
+    flags = (lib.BACKUP if backup else 0) | (0 if q in (1.0, 2.0, float("inf")) else lib.POWER)
+    return _rule(name, lib.PERTURB, (backup and "backups",), flags, maximize=maximize)
+
+
+def restore(name: str) -> Rule:
+    return _rule(name, lib.RESTORE, (), 0)
 
 
 def numbers(where: str, *, betas=None, **values) -> dict[str, float]:

@@ -159,13 +159,13 @@ class Schedule:
         return Schedule(self.coefficients[:steps], self.p, self.lower, self.upper, self.name)
 
 
-def minimax(p, lower, *, degree=2, steps=None, tol=None, cushion=0.0, safety=1.0) -> Schedule:
+def minimax(p, lower, *, upper=1.0, degree=2, steps=None, tol=None, cushion=0.0, safety=1.0) -> Schedule:
     """The schedule whose every step minimises sup |1 - q(s)| over the range that the steps before it leave.
 
-    p: order of the root; lower: of the spectrum of M in (0, 1], so s ∈ [lower^(1/p), 1]; for the polar factor p = 2 and
-    lower = σ_min². Give `steps`, or `tol` for as many steps as bring the certified error down to tol. Each step is a
-    linear Chebyshev problem, solved by Remez exchange; for p = 2, degree = 2 the greedy choice is the best composite
-    (Amsel et al., arXiv 2505.16932) and gives CANS (arXiv 2506.10935).
+    p: order of the root; lower, upper: of the spectrum of M, so s ∈ [lower^(1/p), upper^(1/p)]; for the polar factor
+    p = 2 and lower = σ_min². Give `steps`, or `tol` for as many steps as bring the certified error down to tol. Each
+    step is a linear Chebyshev problem, solved by Remez exchange; for p = 2, degree = 2 the greedy choice is the best
+    composite (Amsel et al., arXiv 2505.16932) and gives CANS (arXiv 2506.10935).
 
     cushion: fit a step on [max(lo, cushion·hi), hi] instead of [lo, hi], then rescale it so that the image of [lo, hi]
     is centred on 1. Early steps are then less steep. 0.02407 gives the Polar Express table.
@@ -173,13 +173,15 @@ def minimax(p, lower, *, degree=2, steps=None, tol=None, cushion=0.0, safety=1.0
     times the range it was fitted for is still inside it, and later steps are fitted to the range that results. Not the
     last step, which has no later step to protect; a one-step schedule is therefore not changed by safety.
 
-    Raises ValueError for p, degree or steps that are not positive integers, lower outside (0, 1], cushion outside
+    Raises ValueError for p, degree or steps that are not positive integers, lower outside (0, upper], cushion outside
     [0, 1), safety < 1, both or neither of steps and tol, tol outside (0, 1), and a tol below what float64 reaches.
     """
     _check_order("minimax", p)
     _check_count("minimax", "degree", degree)
-    if not 0 < lower <= 1:
-        raise ValueError(f"minimax: lower must be in (0, 1], got {lower}")
+    if not 0 < upper < float("inf"):
+        raise ValueError(f"minimax: upper must be positive and finite, got {upper}")
+    if not 0 < lower <= upper:
+        raise ValueError(f"minimax: lower must be in (0, {upper:g}], got {lower}")
     if not 0 <= cushion < 1:
         raise ValueError(f"minimax: cushion must be in [0, 1), got {cushion}")
     if not 1 <= safety < float("inf"):
@@ -190,7 +192,14 @@ def minimax(p, lower, *, degree=2, steps=None, tol=None, cushion=0.0, safety=1.0
         _check_count("minimax", "steps", steps)
     elif not 0 < tol < 1:
         raise ValueError(f"minimax: tol must be in (0, 1), got {tol}")
-    return _minimax(int(p), float(lower), int(degree), steps, tol, float(cushion), float(safety))
+    lower, upper = float(lower), float(upper)
+    found = _minimax(int(p), lower / upper, int(degree), steps, tol, float(cushion), float(safety))
+    if upper == 1:
+        return found
+    # The first step sees t / upper, and so s / upper^(1/p).
+    first = tuple(c / upper ** (1 / p + k) for k, c in enumerate(found.coefficients[0]))
+    name = f"minimax(p={p}, lower={lower:g}, upper={upper:g}, degree={degree})"
+    return Schedule((first, *found.coefficients[1:]), int(p), lower, upper, name)
 
 
 @lru_cache(maxsize=256)

@@ -31,8 +31,13 @@ class Row {
  public:
   Row(const steepest_step_args &args, int64_t row, Buffers &buffers) : a_(args), row_(row), buffers_(buffers) {}
 
-  float *open_param(int64_t at, int64_t n) {
+  // `temporary`: what holds the parameter's value is only read, and a rounded copy of the result will go to params.
+  float *open_param(int64_t at, int64_t n, bool temporary) {
     void *const from = a_.sources ? const_cast<void *>(a_.sources[row_]) : a_.params[row_];
+    if (a_.masters && temporary) {
+      std::copy_n(static_cast<const float *>(a_.masters[row_]) + at, n, buffers_.param);
+      return buffers_.param;
+    }
     if (a_.masters) return open(a_.masters[row_], STEEPEST_FLOAT32, at, n, nullptr);
     if (a_.residuals) {
       load_residual(static_cast<const bfloat16 *>(from) + at, residual(at), a_.residual_bits, buffers_.param, n);
@@ -44,15 +49,16 @@ class Row {
     return p;
   }
 
-  void close_param(int64_t at, int64_t n, const float *p) const {
-    if (a_.residuals) return store_residual(p, bfloat16_at(a_.params[row_], at), residual(at), a_.residual_bits, n);
-    if (!a_.masters) return close(a_.params[row_], a_.param_dtype, at, n, p, 0);
+  void close_param(int64_t at, int64_t n, const float *p, bool temporary) const {
+    if (a_.residuals && !temporary) return store_residual(p, bfloat16_at(a_.params[row_], at), residual(at), a_.residual_bits, n);
+    if (!a_.masters && !a_.residuals) return close(a_.params[row_], a_.param_dtype, at, n, p, 0);
     // A master is rounded to nearest: its low bits already dither what the rounded copy loses from step to step.
     store(a_.param_dtype, p, static_cast<char *>(a_.params[row_]) + at * 2, n);
   }
 
-  float *open_state(int k, int64_t at, int64_t n, bool magnitude) {
+  float *open_state(int k, int64_t at, int64_t n, bool magnitude, bool read) {
     float *const buffer = buffers_.state[k];
+    if (!read && a_.state_dtype != STEEPEST_FLOAT32) return buffer;
     if (a_.state_dtype != STEEPEST_BLOCK8) return open(a_.states[k][row_], a_.state_dtype, at, n, buffer);
     load_block8(codes(k, at), exponents(k, at), magnitude, buffer, n);
     return buffer;
@@ -106,11 +112,12 @@ bool in_registers(const steepest_step_args &a) {
 
 // Elements [begin, end) of one row, tile by tile through the stages.
 template <class Rule>
-void step_range(const StepCall &call, const GradientStage &stage, int64_t row, int64_t begin, int64_t end) {
+void step_range(const StepCall &call, GradientStage stage, int64_t row, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const steepest_step_args &a = *call.args;
   const int32_t hyper = a.hyper_index ? a.hyper_index[row] : 0;
-  const typename Rule::Scalars &scalars = call.rows<Rule>()[hyper];
+  typename Rule::Scalars scalars = call.rows<Rule>()[hyper];
+  absorb(scalars, stage);
   const Extras &extras = call.extras[hyper];
   const bool shrinks = shrinks_after(scalars.shrink);
   if (in_registers(a) && stage.plain() && !shrinks && extras.noise == 0.0f) {
@@ -129,10 +136,10 @@ void step_range(const StepCall &call, const GradientStage &stage, int64_t row, i
     const auto magnitude = [](int k) { return (Rule::kMagnitudes >> k & 1u) != 0; };
     if (rounds_at_random)
       random_tile(extras.rounding_stream, first + static_cast<uint64_t>(at), n, buffers.random[0], buffers.random[1]);
-    float *p = tiles.open_param(at, n);
+    float *p = tiles.open_param(at, n, kTemporary<Rule>);
     const float *g = tiles.open_grad(at, n);
     float *states[STEEPEST_MAX_STATES] = {};
-    for (int k = 0; k < kStates; ++k) states[k] = tiles.open_state(k, at, n, magnitude(k));
+    for (int k = 0; k < kStates; ++k) states[k] = tiles.open_state(k, at, n, magnitude(k), kReadsStates<Rule>);
     // Every element is read before its own place is written, so the buffer may be what is prepared.
     if (!stage.plain()) prepare_gradient(g, buffers.grad, n, stage), g = buffers.grad;
     if (extras.noise != 0.0f) {
@@ -144,7 +151,7 @@ void step_range(const StepCall &call, const GradientStage &stage, int64_t row, i
     if (shrinks) shrink_tile(p, buffers.before, n, scalars.shrink);
     if (a.averages)
       average_tile(static_cast<float *>(a.averages[row]) + at, p, n, extras.average_weight, extras.average_weight_rest);
-    tiles.close_param(at, n, p);
+    tiles.close_param(at, n, p, kTemporary<Rule>);
     for (int k = 0; k < kStates; ++k) tiles.close_state(k, at, n, states[k], magnitude(k));
   }
 }

@@ -10,12 +10,29 @@ namespace {
 
 int64_t blocks_of(int64_t numel) { return (numel + kSurveyBlock - 1) / kSurveyBlock; }
 
-SurveyPart survey_block(const void *base, int32_t dtype, int64_t at, int64_t n, double q, double scale) {
+const float *open(const void *base, int32_t dtype, int64_t at, int64_t n, float *buffer) {
   const char *address = static_cast<const char *>(base) + at * dtype_size(dtype);
-  if (dtype == STEEPEST_FLOAT32) return survey_tile(reinterpret_cast<const float *>(address), n, q, scale);
-  alignas(64) float buffer[kSurveyBlock];
+  if (dtype == STEEPEST_FLOAT32) return reinterpret_cast<const float *>(address);
   load(dtype, address, buffer, n);
-  return survey_tile(buffer, n, q, scale);
+  return buffer;
+}
+
+SurveyPart survey_block(const steepest_survey_args &a, int64_t tensor, int64_t at, int64_t n) {
+  alignas(64) float buffer[kSurveyBlock], weights[kTile];
+  const float *x = open(a.tensors[tensor], a.dtype, at, n, buffer);
+  if (a.inner) {
+    alignas(64) float others[kSurveyBlock];
+    return inner_tile(x, open(a.weights[tensor], a.weight_dtype, at, n, others), n);
+  }
+  if (a.weights) {
+    for (int64_t i = 0; i < n; i += kTile) {
+      const int64_t m = std::min(kTile, n - i);
+      weigh(x + i, open(a.weights[tensor], a.weight_dtype, at + i, m, weights), buffer + i, m,
+            static_cast<float>(a.alpha), static_cast<float>(a.eps));
+    }
+    x = buffer;
+  }
+  return survey_tile(x, n, a.q, a.scale);
 }
 
 }  // namespace
@@ -40,8 +57,7 @@ steepest_survey_result survey(const steepest_exec &exec, const steepest_survey_a
         // Small tensors: what comes soon is on its way while this one is read.
         if (tensor + kAhead < a.num_tensors) __builtin_prefetch(a.tensors[tensor + kAhead]);
         const int64_t at = (block - first) * kSurveyBlock;
-        parts[block] = survey_block(a.tensors[tensor], a.dtype, at, std::min(kSurveyBlock, a.numel[tensor] - at), a.q,
-                                    a.scale);
+        parts[block] = survey_block(a, tensor, at, std::min(kSurveyBlock, a.numel[tensor] - at));
       }
   };
   run_on_threads(threads, work);

@@ -1,14 +1,7 @@
 // CUDA engine: one launch steps as many tensors as its argument holds (see cuda_plan.h); one block steps one tile.
-#include "engine/cuda_launch.h"
-#include "engine/cuda_plan.h"
-#include "engine/engine.h"
+#include "engine/cuda_block.h"
+#include "engine/cuda_step.h"
 #include "engine/status.h"
-
-#if defined(__CUDA_ARCH__)
-#define STEEPEST_UNROLL _Pragma("unroll")
-#else
-#define STEEPEST_UNROLL
-#endif
 
 namespace steepest::cuda {
 namespace {
@@ -66,16 +59,9 @@ struct Run<T, 1> {
   __device__ __forceinline__ void set(int, float x) { element = narrow<T>(x); }
 };
 
-// What a block works on, in shared memory.
-template <class Rule>
-struct Work {
-  TensorSlot<kFirstState + Rule::kStates> tensor;
-  typename Rule::Scalars scalars;
-};
-
 // Every stage over kCount consecutive elements in registers.
 template <class P, class G, class S, class Rule, int kCount>
-__device__ __forceinline__ void step(const TensorSlot<kFirstState + Rule::kStates> &tensor, int64_t at,
+__device__ __forceinline__ void step(const typename PlainLaunch<Rule>::Tensor &tensor, int64_t at,
                                      const GradientStage &stage, bool shrinks, const typename Rule::Scalars &scalars) {
   constexpr int kStates = Rule::kStates, kArray = kStates > 0 ? kStates : 1;
   Run<P, kCount> params;
@@ -83,13 +69,17 @@ __device__ __forceinline__ void step(const TensorSlot<kFirstState + Rule::kState
   Run<S, kCount> states[kArray];
   params.load(tensor.address[kParam], at);
   grads.load(tensor.address[kGrad], at);
-  STEEPEST_UNROLL
-  for (int k = 0; k < kStates; ++k) states[k].load(tensor.address[kFirstState + k], at);
+  if constexpr (kReadsStates<Rule>) {
+    STEEPEST_UNROLL
+    for (int k = 0; k < kStates; ++k) states[k].load(tensor.address[kFirstState + k], at);
+  }
   STEEPEST_UNROLL
   for (int i = 0; i < kCount; ++i) {
     float p = params.get(i), g = stage(grads.get(i)), state[kArray];
-    STEEPEST_UNROLL
-    for (int k = 0; k < kStates; ++k) state[k] = states[k].get(i);
+    if constexpr (kReadsStates<Rule>) {
+      STEEPEST_UNROLL
+      for (int k = 0; k < kStates; ++k) state[k] = states[k].get(i);
+    }
     const float before = p;
     decay(p, g, scalars.shrink);
     Rule::step(p, g, state, scalars);
@@ -103,36 +93,18 @@ __device__ __forceinline__ void step(const TensorSlot<kFirstState + Rule::kState
   for (int k = 0; k < kStates; ++k) states[k].store(tensor.address[kFirstState + k], at);
 }
 
-// The tensor that a tile belongs to: the last one whose first tile does not come after it.
-template <class Rule>
-__device__ __forceinline__ uint32_t find_tensor(const Launch<Rule> &launch, uint32_t tile) {
-  uint32_t low = 0, high = launch.num_tensors;
-  while (high - low > 1) {
-    const uint32_t middle = (low + high) / 2;
-    if (launch.slots[middle].tensor.first_tile <= tile)
-      low = middle;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 template <class P, class G, class S, class Rule>
-__global__ void __launch_bounds__(kBlock) step_kernel(const Launch<Rule> __grid_constant__ launch) {
+__global__ void __launch_bounds__(kBlock) step_kernel(const PlainLaunch<Rule> __grid_constant__ launch) {
   constexpr int kVector = kWord / sizeof(P);  // P is the smallest type: one access of it, two of a float32 beside it
-  if (launch.found_inf != nullptr && *launch.found_inf != 0.0f) return;
+  if (skipped(launch.header)) return;
 
-  __shared__ Work<Rule> work;
-  if (threadIdx.x == 0) {
-    work.tensor = launch.slots[find_tensor(launch, blockIdx.x)].tensor;
-    work.scalars = launch.slots[work.tensor.scalars].scalars;
-  }
+  __shared__ Work<PlainLaunch<Rule>> work;
+  if (threadIdx.x == 0) work.fetch(launch);
   __syncthreads();
 
-  const typename Rule::Scalars scalars = work.scalars;
-  const float scale = launch.grad_scale != nullptr ? *launch.grad_scale : 1.0f;
-  const GradientStage stage{launch.maximize ? -scale : scale,
-                            launch.clip_coefficient != nullptr ? *launch.clip_coefficient : 1.0f, launch.clip_value};
+  typename Rule::Scalars scalars = work.scalars;
+  GradientStage stage = gradient_stage(launch.header);
+  absorb(scalars, stage);
 
   // The tile's places are counted from a 16-byte boundary, `begin` (before element 0 in a shifted tensor's first tile).
   // Of its elements [first, end), whole vectors are [head, tail); the others are stepped one by one, and so are all
@@ -149,18 +121,25 @@ __global__ void __launch_bounds__(kBlock) step_kernel(const Launch<Rule> __grid_
 
   const int thread = static_cast<int>(threadIdx.x);
   for (int i = head + thread * kVector; i < tail; i += kBlock * kVector)
-    step<P, G, S, Rule, kVector>(work.tensor, begin + i, stage, launch.shrinks, scalars);
+    step<P, G, S, Rule, kVector>(work.tensor, begin + i, stage, launch.header.shrinks, scalars);
   const int before = head - first, loose = before + end - tail;
   for (int i = thread; i < loose; i += kBlock) {
     const int place = i < before ? first + i : tail + i - before;
-    step<P, G, S, Rule, 1>(work.tensor, begin + place, stage, launch.shrinks, scalars);
+    step<P, G, S, Rule, 1>(work.tensor, begin + place, stage, launch.header.shrinks, scalars);
   }
 }
 
-// Null for a combination of types that has no kernel (the same ones for every rule).
+bool plain(const steepest_step_args &args) {
+  for (int64_t i = 0; i < args.num_hyper; ++i)
+    if (args.hyper[i].noise_eta != 0) return false;
+  return !args.masters && !args.residuals && !args.sources && !args.averages && args.rounding == STEEPEST_NEAREST;
+}
+
+// Null for what the general kernel has to do (the same for every rule).
 template <class Rule>
 auto find_kernel(const steepest_step_args &args) {
   using Kernel = decltype(&step_kernel<float, float, float, Rule>);
+  if (!plain(args)) return Kernel{nullptr};
   const auto is = [&](int32_t p, int32_t g, int32_t s) {
     return args.param_dtype == p && args.grad_dtype == g && (Rule::kStates == 0 || args.state_dtype == s);
   };
@@ -171,7 +150,12 @@ auto find_kernel(const steepest_step_args &args) {
     kernel = &step_kernel<bfloat16, bfloat16, bfloat16, Rule>;
   else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT16))
     kernel = &step_kernel<float16, float16, float16, Rule>;
-  else if constexpr (Rule::kStates > 0) {
+  else if constexpr (std::is_same_v<Rule, Restore>) {  // a float32 master in the gradient's place
+    if (is(STEEPEST_BFLOAT16, STEEPEST_FLOAT32, STEEPEST_FLOAT32))
+      kernel = &step_kernel<bfloat16, float, float, Rule>;
+    else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT32, STEEPEST_FLOAT32))
+      kernel = &step_kernel<float16, float, float, Rule>;
+  } else if constexpr (Rule::kStates > 0) {
     if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32))
       kernel = &step_kernel<bfloat16, bfloat16, float, Rule>;
     else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32))
@@ -180,44 +164,21 @@ auto find_kernel(const steepest_step_args &args) {
   return kernel;
 }
 
-template <class Rule>
-steepest_status run(const StepCall &call) {
-  const DeviceGuard guard(call.exec->device_index);
-  if (guard.error() != cudaSuccess)
-    return fail(STEEPEST_ERROR_CUDA, "steepest_step: device %d cannot be used: %s", call.exec->device_index,
-                cudaGetErrorString(guard.error()));
-  const auto kernel = find_kernel<Rule>(*call.args);
-  const auto stream = static_cast<cudaStream_t>(call.exec->stream);
-  cudaError_t error = cudaSuccess;
-  for_launches<Rule>(*call.args, call.rows<Rule>(), [&](const Launch<Rule> &launch, int64_t tiles) {
-    if (error == cudaSuccess) error = STEEPEST_LAUNCH(kernel, static_cast<unsigned>(tiles), kBlock, stream, launch);
-  });
-  if (error == cudaSuccess) return STEEPEST_OK;
-  cudaGetLastError();  // reported here: the caller's next check must not find it again
-  return fail(STEEPEST_ERROR_CUDA, "steepest_step: launch on device %d failed: %s", call.exec->device_index,
-              cudaGetErrorString(error));
-}
-
 }  // namespace
 
-bool supports(const steepest_step_args &args) {
-  bool plain = !args.masters && !args.residuals && !args.sources && !args.averages &&
-               args.rounding == STEEPEST_NEAREST && args.state_dtype != STEEPEST_BLOCK8;
-  for (int64_t i = 0; i < args.num_hyper; ++i) plain = plain && args.hyper[i].noise_eta == 0;
-  if (!plain) return false;
-  return with_rule(args.rule, args.flags, [&](auto rule) { return find_kernel<decltype(rule)>(args) != nullptr; });
-}
-
 steepest_status step(const StepCall &call) {
-  return with_rule(call.args->rule, call.args->flags, [&](auto rule) { return run<decltype(rule)>(call); });
+  return with_rule(call.args->rule, call.args->flags, [&](auto rule) {
+    using Rule = decltype(rule);
+    if (const auto kernel = find_kernel<Rule>(*call.args)) return launch_all<PlainLaunch<Rule>>(call, kernel);
+    return launch_general(call);
+  });
 }
 
 int64_t launches(const steepest_step_args &args) {
+  const StepCall call{nullptr, &args, nullptr, nullptr};
   return with_rule(args.rule, args.flags, [&](auto rule) {
-    int64_t count = 0;
     using Rule = decltype(rule);
-    for_launches<Rule>(args, nullptr, [&](const Launch<Rule> &, int64_t) { ++count; });
-    return count;
+    return find_kernel<Rule>(args) ? count_launches<PlainLaunch<Rule>>(call) : count_launches<GeneralLaunch<Rule>>(call);
   });
 }
 

@@ -18,18 +18,23 @@ struct StepCall {
   }
 };
 
+// Bytes that a call reads and writes.
+uint64_t step_bytes(const steepest_step_args &args);
+uint64_t survey_bytes(const steepest_survey_args &args);
+
 namespace cpu {
 steepest_status step(const StepCall &call);
 // Blocks of at most kSurveyBlock elements; each has a SurveyPart in the workspace.
 constexpr int64_t kSurveyBlock = 8192;
 int64_t survey_blocks(const steepest_survey_args &args);
 steepest_survey_result survey(const steepest_exec &exec, const steepest_survey_args &args, SurveyPart *parts);
+void weight_norm(const steepest_exec &exec, const steepest_weight_norm_args &args);
+void weight_norm_backward(const steepest_exec &exec, const steepest_weight_norm_args &args);
 // Name of the SIMD clone that the stage loops resolve to on this machine.
 const char *clone_name();
 }  // namespace cpu
 
 namespace cuda {
-bool supports(const steepest_step_args &args);
 steepest_status step(const StepCall &call);
 // Launches that step() makes for these tensors, from the same packing code.
 int64_t launches(const steepest_step_args &args);

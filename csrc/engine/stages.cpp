@@ -100,7 +100,12 @@ __attribute__((always_inline)) inline void rule_loop(T *__restrict p, const T *_
   _(adam, Adam<false>)                           \
   _(adam_amsgrad, Adam<true>)                    \
   _(lion, Lion)                                  \
-  _(sign_descent, Sign)
+  _(sign_descent, Sign)                          \
+  _(perturb, Perturb<false, false>)              \
+  _(perturb_backup, Perturb<false, true>)        \
+  _(perturb_power, Perturb<true, false>)         \
+  _(perturb_power_backup, Perturb<true, true>)   \
+  _(restore, Restore)
 STEEPEST_FOR_EACH_RULE(STEEPEST_RULE_LOOPS)
 
 STEEPEST_CLONES void gradient_loop(const float *g, float *out, int64_t n, GradientStage stage) {
@@ -138,7 +143,11 @@ __attribute__((always_inline)) inline SurveyPart survey_loop(const float *__rest
       __builtin_memcpy(&v, x + i, (n - i) * sizeof(float));
     Half halves[2];
     __builtin_memcpy(halves, &v, sizeof v);
-    for (int k = 0; k < 2; ++k) sums[k] += power(__builtin_convertvector(halves[k], Doubles));
+    for (int k = 0; k < 2; ++k) {
+      Doubles d = __builtin_convertvector(halves[k], Doubles);
+      power(d);
+      sums[k] += d;
+    }
     Bits magnitude;
     __builtin_memcpy(&magnitude, &v, sizeof v);
     magnitude &= 0x7fffffffu;
@@ -152,31 +161,51 @@ __attribute__((always_inline)) inline SurveyPart survey_loop(const float *__rest
   return part;
 }
 
+// By reference: a vector as a result would change the calling convention with the instruction set.
 struct PowerTwo {
-  __attribute__((always_inline)) Doubles operator()(const Doubles &x) const { return x * x; }
+  __attribute__((always_inline)) void operator()(Doubles &x) const { x = x * x; }
 };
 struct PowerOne {
-  __attribute__((always_inline)) Doubles operator()(const Doubles &x) const { return x < 0.0 ? -x : x; }
+  __attribute__((always_inline)) void operator()(Doubles &x) const { x = x < 0.0 ? -x : x; }
 };
 struct NoPower {
-  __attribute__((always_inline)) Doubles operator()(const Doubles &) const { return Doubles{}; }
+  __attribute__((always_inline)) void operator()(Doubles &x) const { x = Doubles{}; }
 };
-
-// Relative to the largest element, so that no power overflows and none that counts underflows.
-SurveyPart survey_scaled(const float *x, int64_t n, double q, double scale) {
-  double sums[kSurveyLanes] = {};
-  SurveyPart part{0.0, 0};
-  for (int64_t i = 0; i < n; ++i) {
-    sums[i % kSurveyLanes] += std::pow(std::fabs(static_cast<double>(x[i])) / scale, q);
-    part.largest = std::max(part.largest, float_bits(x[i]) & 0x7fffffffu);
-  }
-  for (const double sum : sums) part.power_sum += sum;
-  return part;
-}
 
 STEEPEST_CLONES SurveyPart survey_two(const float *x, int64_t n) { return survey_loop(x, n, PowerTwo{}); }
 STEEPEST_CLONES SurveyPart survey_one(const float *x, int64_t n) { return survey_loop(x, n, PowerOne{}); }
 STEEPEST_CLONES SurveyPart survey_max(const float *x, int64_t n) { return survey_loop(x, n, NoPower{}); }
+
+// Relative to the largest element, so that no power overflows and none that counts underflows.
+STEEPEST_CLONES SurveyPart survey_scaled(const float *x, int64_t n, double q, double scale) {
+  double sums[kSurveyLanes] = {}, powers[kSurveyLanes];
+  for (int64_t i = 0; i < n; i += kSurveyLanes) {
+    const int64_t m = n - i < kSurveyLanes ? n - i : kSurveyLanes;
+    for (int64_t k = 0; k < m; ++k) powers[k] = power01(std::fabs(static_cast<double>(x[i + k])) / scale, q);
+    for (int64_t k = 0; k < m; ++k) sums[k] += powers[k];
+  }
+  SurveyPart part = survey_loop(x, n, NoPower{});
+  for (const double sum : sums) part.power_sum += sum;
+  return part;
+}
+
+// The inner product, in the order of survey_loop.
+STEEPEST_CLONES SurveyPart survey_inner(const float *x, const float *w, int64_t n) {
+  double sums[kSurveyLanes] = {}, products[kSurveyLanes];
+  for (int64_t i = 0; i < n; i += kSurveyLanes) {
+    const int64_t m = n - i < kSurveyLanes ? n - i : kSurveyLanes;
+    for (int64_t k = 0; k < m; ++k) products[k] = static_cast<double>(x[i + k]) * static_cast<double>(w[i + k]);
+    for (int64_t k = 0; k < m; ++k) sums[k] += products[k];
+  }
+  SurveyPart part = survey_loop(x, n, NoPower{});
+  for (const double sum : sums) part.power_sum += sum;
+  return part;
+}
+
+STEEPEST_CLONES void weigh_loop(const float *x, const float *w, float *out, int64_t n, float alpha, float eps) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * (fabsf(w[i]) * alpha + eps);
+}
 
 }  // namespace
 
@@ -185,6 +214,12 @@ SurveyPart survey_tile(const float *x, int64_t n, double q, double scale) {
   if (q == 1.0 && scale == 1.0) return survey_one(x, n);
   if (std::isinf(q)) return survey_max(x, n);
   return survey_scaled(x, n, q, scale);
+}
+
+SurveyPart inner_tile(const float *x, const float *w, int64_t n) { return survey_inner(x, w, n); }
+
+void weigh(const float *x, const float *w, float *out, int64_t n, float alpha, float eps) {
+  weigh_loop(x, w, out, n, alpha, eps);
 }
 
 void load(int32_t dtype, const void *from, float *to, int64_t n) {

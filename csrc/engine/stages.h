@@ -53,6 +53,11 @@ void store_residual(const float *from, bfloat16 *high, void *residual, int bits,
 void load_block8(const uint8_t *codes, const uint8_t *exponents, bool magnitude, float *to, int64_t n);
 void store_block8(const float *from, uint8_t *codes, uint8_t *exponents, bool magnitude, int64_t n,
                   const uint32_t *random, int shift);
+// x, times T = alpha * |w| + eps.
+void weigh(const float *x, const float *w, float *out, int64_t n, float alpha, float eps);
+
+// The inner product in the place of the sum of powers; its largest is that of |x|.
+SurveyPart inner_tile(const float *x, const float *w, int64_t n);
 
 // q = inf needs no power; scale is for q other than 1 and 2.
 SurveyPart survey_tile(const float *x, int64_t n, double q, double scale);

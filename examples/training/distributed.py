@@ -1,7 +1,7 @@
 """DDP, FSDP2 and HSDP with checkpoints that any number of ranks can load.
 
-torchrun --nproc-per-node 4 examples/training/distributed.py --mode fsdp2 --optimizer muon --checkpoint out/ckpt
-torchrun --nproc-per-node 2 examples/training/distributed.py --mode fsdp2 --optimizer muon --checkpoint out/ckpt --resume
+torchrun --nproc-per-node 4 examples/training/distributed.py --optimizer muon --checkpoint out/ckpt
+torchrun --nproc-per-node 2 examples/training/distributed.py --optimizer muon --checkpoint out/ckpt --resume
 """
 
 import argparse

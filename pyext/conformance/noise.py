@@ -51,8 +51,18 @@ class NoisyVerbs:
         rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype)
         return self.product(a, b, alpha, rest if c is None else rest + beta * c)
 
+    def commuting_product(self, a, b, *, beta=0.0, c=None):
+        return self.symmetric_product(a, b, beta=beta, c=c)
+
     def long_product(self, q, x, *, alpha=1.0, shift=0.0):
         return self.product(q, x, alpha, shift * x)
+
+    def combination(self, a, *, alpha=1.0, beta=0.0, c=None, diagonal=0.0, dtype=None):
+        """Exact where nothing is added: a change of format alone rounds what has just been rounded."""
+        if (alpha, c, diagonal) == (1.0, None, 0.0):
+            return a
+        rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype) if diagonal else 0.0
+        return self.stored(alpha * a + rest + (0.0 if c is None else beta * c))
 
 
 def rounding_estimate(algorithm, x: torch.Tensor, dtype: torch.dtype, *, draws: int, seed: int) -> float:

@@ -14,7 +14,11 @@ Rounding: Y - Y*, where Y* = U f(S / nu) V^T is the same polynomial in float64, 
               rounding more than it may cannot excuse itself by its own estimate.
 
 Both add the rounding of the result to x's dtype and, where half precision takes a larger nu than the reference does,
-||f(S / nu') - f(S / nu)||.  Let E stand for the first bound, e for the schedule's certified error.  Then
+||f(S / nu') - f(S / nu)||.  To the estimate, whose noise is independent from element to element, comes what is rounded
+once and shared by all of them: nu, stored in float32 (twice where a tighter norm follows the Frobenius norm), by
+max ||f((1 +- u) S / nu) - f(S / nu)||, and the coefficients, exactly, from the polynomial with float32 coefficients.
+(Where all singular values are alike, as in a Gaussian 176 x 11, f is equally steep at all of them, and that is most of
+the error.)  Let E stand for the first bound, e for the schedule's certified error.  Then
 
     method          ||(Y - U V^T) V1||_2 <= e + E, V1 the right vectors with S >= lower nu
     asymmetry       of Y^T X, by ||X||_F: <= E ||X||_2 / ||X||_F, since Y*^T X is symmetric
@@ -29,6 +33,7 @@ Both add the rounding of the result to x's dtype and, where half precision takes
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -40,6 +45,7 @@ from steepest.conformance.bounds import number_format
 from steepest.conformance.noise import rounding_estimate
 from steepest.conformance.registry import Figure
 from steepest.matrix.polar import Plan, iterate
+from steepest.reference.polar import ORDERS
 from steepest.schedules import NORM_MARGIN, Schedule
 
 DEVIATIONS = 3
@@ -73,9 +79,22 @@ def rounding_bounds(start: torch.Tensor, s: torch.Tensor, size: float, todo: Pla
     def algorithm(y, verbs):
         return iterate(y[None], todo, verbs)[0]
 
+    shared = shared_rounding(s, todo)
     estimate = rounding_estimate(algorithm, start, todo.dtype, draws=DRAWS if start.numel() < 10**5 else 4, seed=0)
     slope = 2 * (todo.steps + 1) * math.sqrt(max(start.shape)) * working.unit * todo.schedule.slope * size
-    return DEVIATIONS * estimate + final, slope + final
+    return DEVIATIONS * estimate + shared + final, slope + final
+
+
+def shared_rounding(s: torch.Tensor, todo: Plan) -> float:
+    """Bound on what the rounding of nu and of the coefficients does to f(S); s = S / nu."""
+    if todo.dtype == torch.float64:
+        return 0.0
+    unit = number_format(torch.float32).unit * (1 if todo.norm == "frobenius" else 2)
+    rows = torch.tensor(todo.schedule.coefficients).double().tolist()  # through float32
+    rounded = dataclasses.replace(todo.schedule, coefficients=tuple(map(tuple, rows)))
+    exact = todo.schedule.apply(s.square())
+    moved = max((todo.schedule.apply((s * (1 + d)).square()) - exact).norm().item() for d in (unit, -unit))
+    return moved + (rounded.apply(s.square()) - exact).norm().item()
 
 
 def measure(x: torch.Tensor, y: torch.Tensor, todo: Plan) -> Measured:
@@ -86,8 +105,8 @@ def measure(x: torch.Tensor, y: torch.Tensor, todo: Plan) -> Measured:
         return Measured((Figure("zero", int((y != 0).sum()), 0, "elements", "zero gives zero"),))
     x = x / x.abs().max()  # squares of 1e-200 and the like are not the question; nothing below depends on scale
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
-    nu = s.norm() * (1 + NORM_MARGIN)
-    exact = reference.polar(x, schedule=todo.schedule)
+    nu = torch.linalg.vector_norm(s, ORDERS[todo.norm]) * (1 + NORM_MARGIN)
+    exact = reference.polar(x, schedule=todo.schedule, norm=todo.norm)
     bounds = rounding_bounds(x / nu, s / nu, exact.norm().item(), todo, stored)
     return Measured(figures_of(x, y, (u, s, vt), nu, exact, todo.schedule, bounds))
 

@@ -40,6 +40,10 @@ def _muon(model: nn.Module, options: Namespace) -> torch.optim.Optimizer:
     )
 
 
+def _sam(model: nn.Module, options: Namespace) -> torch.optim.Optimizer:
+    return steepest.optim.SAM(_adamw(model, options), rho=0.05, model=model)
+
+
 def _shampoo(frequency: int) -> Callable[[nn.Module, Namespace], torch.optim.Optimizer]:
     def build(model: nn.Module, options: Namespace) -> torch.optim.Optimizer:
         return steepest.optim.Shampoo(
@@ -62,6 +66,7 @@ def _adamw_arguments(options: Namespace) -> dict:
 OPTIMIZERS = {
     "torch-adamw": Choice("torch AdamW", _torch_adamw),
     "adamw": Choice("steepest AdamW", _adamw, twin="torch-adamw"),
+    "sam": Choice("steepest SAM + AdamW, two passes", _sam),
     "muon": Choice("steepest Muon + AdamW", _muon),
     "shampoo": Choice("steepest Shampoo, roots every 10 steps", _shampoo(10)),
     "shampoo-1": Choice("steepest Shampoo, roots every step", _shampoo(1)),

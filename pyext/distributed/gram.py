@@ -16,9 +16,9 @@ from steepest.distributed.collectives import collective, gather_over
 from steepest.distributed.layout import Layout
 from steepest.distributed.shards import Reach
 from steepest.matrix import polar as polar_module
+from steepest.matrix.norm_bounds import initial_size
 from steepest.matrix.polar import Plan, plan
 from steepest.matrix.verbs import full_float32
-from steepest.schedules import NORM_MARGIN
 
 
 def long_side(layout: Layout) -> int | None:
@@ -37,7 +37,9 @@ def sent_elements(layout: Layout, reach: Reach, runs: int) -> int:
 
 
 def gram_plan(shape, device: torch.device, options: dict, working: torch.dtype | None) -> Plan:
-    return plan(shape, torch.float32, device, form="gram", working=working, **options)
+    # The C library's products are recorded and run as one program, with no place for a sum over ranks.
+    backend = "triton" if device.type == "cuda" else "torch"
+    return plan(shape, torch.float32, device, form="gram", working=working, backend=backend, **options)
 
 
 class _Summed:
@@ -78,12 +80,13 @@ class GramFactors:
         stack = torch.stack(list(parts))
         flat = stack if side == 1 else stack.mT  # n x part of m
         with torch.autocast(stack.device.type, enabled=False), full_float32():
-            y = self._normalised(flat, todo.dtype, reach)
+            size = initial_size(todo.norm, min(layout.shape), polar_module.UNIT_ROUNDOFF[todo.dtype])
+            y = self._normalised(flat, todo.dtype, reach, size)
             verbs = _Summed(self.op, polar_module._verbs(todo.backend), reach, self)
             out = polar_module._gram_form(y, todo, verbs).to(stack.dtype)
         return list((out if side == 1 else out.mT).unbind())
 
-    def _normalised(self, x: Tensor, dtype: torch.dtype, reach: Reach) -> Tensor:
+    def _normalised(self, x: Tensor, dtype: torch.dtype, reach: Reach, size: float) -> Tensor:
         """`polar.normalised` of whole matrices, from each part's largest element and squares relative to it."""
         wide = x.to(torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32))
         shape = (len(x), 1, 1)
@@ -95,7 +98,7 @@ class GramFactors:
         largest = found[:, 0].amax(0)
         ratio = found[:, 0] / largest.where(largest != 0, 1)
         norm = (found[:, 1] * ratio.square()).sum(0).sqrt().view(shape)
-        scale = (1 + max(NORM_MARGIN, 4 * polar_module.UNIT_ROUNDOFF[dtype])) * norm.clamp(min=1)
+        scale = (1 + polar_module.margin(dtype)) / size * norm.clamp(min=1)
         top = largest.view(shape).to(wide)
         y = (wide / top.where(top != 0, 1)).to(torch.promote_types(dtype, torch.float32))
         return y.div_(scale.to(y.dtype)).to(dtype)

@@ -8,7 +8,7 @@ while one is computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ from steepest.distributed.layout import Layout, size
 from steepest.distributed.shards import gradient_shard, is_dtensor, local, reach_of
 from steepest.matrix import muon_rule
 from steepest.matrix.polar import plan
+from steepest.optim.muon_matrices import Piece, pieces
 
 ROUND_ELEMENTS = 1 << 24  # of matrices that one owner works on in a round, unless one alone is larger
 ROUNDS = 4  # at least, where there are as many matrices: what is sent can only hide behind another round's work
@@ -35,26 +36,27 @@ class Entry:
     p: Tensor
     layout: Layout
 
-    @property
-    def key(self) -> tuple:
-        """Matrices of one key are orthogonalised in one batch."""
-        return self.number, self.layout.shape
-
 
 @dataclass
 class Plan:
     """Who does what, for matrices of one team and dtype; from layouts and options alone, so the same on every rank.
 
-    tasks: one per matrix that has an owner, `tensor` its place in entries; costs: their FLOPs.  rounds: places in
-    tasks.  grams: places in entries of the matrices whose Gram matrix is added up; gram_bytes: what that sends.
+    tasks: one per matrix, or stack of matrices in a parameter, that has an owner, `tensor` its place in entries; costs:
+    their FLOPs; pieces: what each is in its parameter.  rounds: places in tasks.  grams: places in entries of the
+    matrices whose Gram matrix is added up; gram_bytes: what that sends.
     """
 
     entries: list[Entry]
     tasks: list[Task] = field(default_factory=list)
     costs: list[int] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     rounds: list[list[int]] = field(default_factory=list)
     grams: list[int] = field(default_factory=list)
     gram_bytes: int = 0
+
+    def key(self, i: int) -> tuple:
+        """Tasks of one key are orthogonalised in one batch: group, rows, columns."""
+        return self.entries[self.tasks[i].tensor].number, self.pieces[i].rows, self.pieces[i].columns
 
     def imbalance(self) -> float:
         """How much longer than the mean the busiest owner works, as a fraction."""
@@ -71,29 +73,32 @@ def make_plan(entries: Sequence[Entry], groups: dict[int, dict]) -> Plan:
     out = Plan(list(entries))
     ranks = len(entries[0].layout.team)
     for i, entry in enumerate(entries):
-        layout, options = entry.layout, _options(groups[entry.number])
-        added_up, owned = _gram_bytes(entry, options), _owned_bytes(entry)
-        if added_up is not None and added_up <= owned:
+        layout, group = entry.layout, groups[entry.number]
+        held = pieces(layout.shape, group["matrices"])
+        added_up = _gram_bytes(entry, group)
+        if added_up is not None and added_up <= _owned_bytes(entry):
             out.grams.append(i)
             out.gram_bytes += added_up
-        else:
-            out.tasks.append(Task(i, layout, tuple((0, n) for n in layout.shape), 0))
-            out.costs.append(plan(layout.shape, torch.float32, entry.p.device, **options).flops)
+            continue
+        for piece in held:
+            where = ((piece.start, piece.start + piece.length), *((0, n) for n in layout.shape[1:]))
+            out.tasks.append(Task(i, layout, where, 0))
+            out.pieces.append(piece)
+            shape = (piece.batch, piece.rows, piece.columns)
+            out.costs.append(plan(shape, torch.float32, entry.p.device, **muon_rule.polar_options(group)).flops)
     found = owners.assign(out.costs, ranks)
     out.tasks = [Task(t.tensor, t.layout, t.where, owner) for t, owner in zip(out.tasks, found)]
     out.rounds = _rounds(out, ranks)
     return out
 
 
-def _options(group: dict) -> dict:
-    return dict(schedule=group["schedule"], steps=group["steps"])
-
-
-def _gram_bytes(entry: Entry, options: dict) -> int | None:
-    """None when the matrix is not cut along its long side alone."""
-    if not is_dtensor(entry.p) or gram.long_side(entry.layout) is None:
+def _gram_bytes(entry: Entry, group: dict) -> int | None:
+    """None when the parameter is no single matrix that is cut along its long side alone."""
+    single = group["matrices"] == "whole" and len(entry.layout.shape) == 2
+    if not single or not is_dtensor(entry.p) or gram.long_side(entry.layout) is None:
         return None
     device = entry.p.device
+    options = muon_rule.polar_options(group)
     runs = gram.gram_plan(entry.layout.shape, device, options, muon_rule.working_dtype(device)).grams
     return 4 * gram.sent_elements(entry.layout, reach_of(entry.p), runs)
 
@@ -116,7 +121,7 @@ def _rounds(made: Plan, ranks: int) -> list[list[int]]:
     rounds: list[list[int]] = [[] for _ in range(count)]
     for places, elements in zip(mine, total):
         before = 0
-        for i in sorted(places, key=lambda i: (-made.costs[i], made.entries[made.tasks[i].tensor].key, i)):
+        for i in sorted(places, key=lambda i: (-made.costs[i], made.key(i), i)):
             rounds[min(count - 1, before * count // max(1, elements))].append(i)
             before += numel[i]
     return [sorted(places) for places in rounds if places]
@@ -135,24 +140,39 @@ class MuonStep:
         self._settings = self._read_settings()
 
     def _read_settings(self) -> tuple:
-        return tuple((n, g["schedule"], g["steps"], tuple(map(id, g["params"]))) for n, g in self.groups.items())
+        options = ("schedule", "steps", "norm", "matrices", "momentum_dtype")
+        return tuple((n, *(g[name] for name in options), tuple(map(id, g["params"]))) for n, g in self.groups.items())
 
     def fits(self, groups: dict[int, dict]) -> bool:
         same = groups.keys() == self.groups.keys() and all(groups[n] is group for n, group in self.groups.items())
         return same and self._settings == self._read_settings()
 
-    def run(self, given: list[bool], state: dict) -> None:
+    def check(self) -> None:
+        """Raises for options that need whole matrices where only shards are."""
+        for number in {entry.number for entry in self.entries}:
+            if self.groups[number]["normuon"] is not None:
+                raise NotImplementedError(
+                    f"Muon: param group {number}: normuon={self.groups[number]['normuon']} is not supported for "
+                    "parameters that are spread over ranks, expected None"
+                )
+
+    def run(self, given: list[bool], buffer: Callable[[dict, Tensor], Tensor]) -> None:
+        """buffer: from group and parameter to its momentum."""
         key = tuple(given)
         if key not in self._lanes:
             self._lanes[key] = self._make_lanes([e for e, yes in zip(self.entries, given) if yes and e.p.numel()])
         for lane in self._lanes[key]:
-            lane.run(state)
+            lane.run(buffer)
 
     def _make_lanes(self, entries: list[Entry]) -> list[Lane]:
         alike: dict[tuple, list[Entry]] = {}
         for entry in entries:
-            alike.setdefault((entry.layout.team, entry.p.dtype, entry.p.device), []).append(entry)
-        return [Lane(self.op, make_plan(same, self.groups), self.groups) for same in alike.values()]
+            kept = self.groups[entry.number]["momentum_dtype"] or entry.p.dtype
+            dtype = entry.p.dtype if kept == entry.p.dtype else torch.float32  # see muon_rule.with_momentum
+            alike.setdefault((entry.layout.team, entry.p.dtype, dtype, entry.p.device), []).append(entry)
+        return [
+            Lane(self.op, make_plan(same, self.groups), self.groups, dtype) for (_, _, dtype, _), same in alike.items()
+        ]
 
     def lanes(self) -> list[Lane]:
         """The plans of the steps so far, with what they sent."""
@@ -160,12 +180,12 @@ class MuonStep:
 
 
 class Lane:
-    """Executes one plan."""
+    """Executes one plan; dtype: of the updates, in which shards and factors travel."""
 
-    def __init__(self, op: str, made: Plan, groups: dict[int, dict]):
+    def __init__(self, op: str, made: Plan, groups: dict[int, dict], dtype: torch.dtype):
         self.op, self.plan, self.groups = op, made, groups
-        first = made.entries[0].p
-        self.exchanges = [Exchange(op, [made.tasks[i] for i in r], first.dtype, first.device) for r in made.rounds]
+        device = made.entries[0].p.device
+        self.exchanges = [Exchange(op, [made.tasks[i] for i in r], dtype, device) for r in made.rounds]
         self.gram_factors = gram.GramFactors(op)
 
     @property
@@ -178,14 +198,10 @@ class Lane:
         """Bytes that leave all ranks together in one step, beside norms and gradient flags."""
         return sum(exchange.traffic for exchange in self.exchanges) + self.plan.gram_bytes
 
-    def run(self, state: dict) -> None:
+    def run(self, buffer: Callable[[dict, Tensor], Tensor]) -> None:
         entries = self.plan.entries
         params = [local(entry.p.detach()) for entry in entries]
-        updates = self._updates(params, state)
-        for number, places in self._by(lambda entry: entry.number, range(len(entries))).items():
-            filled = [params[i] for i in places if params[i].numel()]
-            if filled:
-                muon_rule.decay(self.groups[number], filled)
+        updates = self._updates(params, buffer)
         self._add_up_grams(params, updates)
         self._rounds(params, updates)
         torch.autograd.graph.increment_version([entry.p for entry in entries])
@@ -196,15 +212,11 @@ class Lane:
             out.setdefault(key(self.plan.entries[i]), []).append(i)
         return out
 
-    def _updates(self, params: list[Tensor], state: dict) -> list[Tensor]:
+    def _updates(self, params: list[Tensor], buffer: Callable[[dict, Tensor], Tensor]) -> list[Tensor]:
         """Each shard of U: what momentum makes of the gradient, elementwise."""
         entries = self.plan.entries
         grads = [gradient_shard(self.op, entry.p) for entry in entries]
-        buffers = []
-        for entry in entries:
-            if "momentum_buffer" not in state[entry.p]:
-                state[entry.p]["momentum_buffer"] = torch.zeros_like(entry.p)
-            buffers.append(local(state[entry.p]["momentum_buffer"]))
+        buffers = [local(buffer(self.groups[entry.number], entry.p)) for entry in entries]
         out = list(params)
         for number, places in self._by(lambda entry: entry.number, range(len(entries))).items():
             filled = [i for i in places if params[i].numel()]
@@ -225,8 +237,9 @@ class Lane:
             for first in range(0, len(places), at_once):
                 some = places[first : first + at_once]
                 working = muon_rule.working_dtype(entries[some[0]].p.device)
-                found = self.gram_factors([updates[i] for i in some], layout, reach, _options(group), working)
-                muon_rule.descend(group, layout.shape, [params[i] for i in some], found)
+                options = muon_rule.polar_options(group)
+                found = self.gram_factors([updates[i] for i in some], layout, reach, options, working)
+                muon_rule.apply(group, *layout.shape, [params[i] for i in some], found)
 
     def _rounds(self, params: list[Tensor], updates: list[Tensor]) -> None:
         """Shards in, factors out; the next round's shards and the last round's factors travel meanwhile."""
@@ -237,28 +250,31 @@ class Lane:
             if k + 1 < len(self.exchanges):
                 coming = self.exchanges[k + 1].collect(updates)
             blocks = exchange.collected(arrived)
-            under_way = exchange.publish(self._factors(exchange, blocks))
+            under_way = exchange.publish(self._factors(k, blocks))
             if going is not None:
-                self._apply(*going, params)
-            going = exchange, under_way
+                self._apply(k - 1, going, params)
+            going = under_way
         if going is not None:
-            self._apply(*going, params)
+            self._apply(len(self.exchanges) - 1, going, params)
 
-    def _factors(self, exchange: Exchange, blocks: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _factors(self, k: int, blocks: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Of this rank's blocks in round k, by their number there."""
         alike: dict[tuple, list[int]] = {}
         for i in blocks:
-            alike.setdefault(self.plan.entries[exchange.tasks[i].tensor].key, []).append(i)
+            alike.setdefault(self.plan.key(self.plan.rounds[k][i]), []).append(i)
         out = {}
-        for (number, _), places in sorted(alike.items()):
-            out.update(zip(places, muon_rule.factors(self.groups[number], [blocks[i] for i in places])))
+        for (number, rows, columns), places in sorted(alike.items()):
+            parts = [blocks[i].reshape(-1, rows, columns) for i in places]
+            for i, found in zip(places, muon_rule.factors(self.groups[number], parts)):
+                out[i] = found.reshape(blocks[i].shape)
         return out
 
-    def _apply(self, exchange: Exchange, under_way, params: list[Tensor]) -> None:
+    def _apply(self, k: int, under_way, params: list[Tensor]) -> None:
         alike: dict[tuple, tuple[list[Tensor], list[Tensor]]] = {}
-        for i, index, factor in exchange.published(under_way):
-            place = exchange.tasks[i].tensor
-            targets, changes = alike.setdefault(self.plan.entries[place].key, ([], []))
-            targets.append(params[place][index])
+        for i, index, factor in self.exchanges[k].published(under_way):
+            place = self.plan.rounds[k][i]
+            targets, changes = alike.setdefault(self.plan.key(place), ([], []))
+            targets.append(params[self.plan.tasks[place].tensor][index])
             changes.append(factor)
-        for (number, shape), (targets, changes) in alike.items():
-            muon_rule.descend(self.groups[number], shape, targets, changes)
+        for (number, rows, columns), (targets, changes) in alike.items():
+            muon_rule.apply(self.groups[number], rows, columns, targets, changes)

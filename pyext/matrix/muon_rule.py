@@ -1,9 +1,9 @@
-"""Muon's rule in three parts, for whole matrices and for shards of them: momentum, polar factor, update."""
+"""Muon's rule in parts, for whole matrices and for shards of them: momentum, polar factors, update."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,10 +21,20 @@ SCALES: dict[str, Callable[[int, int], float]] = {
 
 
 def with_momentum(group: dict, grads: list[Tensor], buffers: list[Tensor]) -> list[Tensor]:
-    """B <- B + (1 - momentum) (G - B); returns G + momentum (B - G) if nesterov, else B.  Elementwise."""
-    momentum = group["momentum"]
-    torch._foreach_lerp_(buffers, grads, 1 - momentum)
-    return list(torch._foreach_lerp(grads, buffers, momentum)) if group["nesterov"] else buffers
+    """B <- B + (1 - momentum) (G - B); returns G + momentum (B - G) if nesterov, else B itself.  Elementwise."""
+    momentum, nesterov = group["momentum"], group["nesterov"]
+    if all(b.dtype == g.dtype for b, g in zip(buffers, grads)):
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        return list(torch._foreach_lerp(grads, buffers, momentum)) if nesterov else buffers
+    # Of two dtypes: in float32, each result rounded once.
+    wide = [g.float() for g in grads]
+    advanced = [torch.lerp(b.float(), g, 1 - momentum) for b, g in zip(buffers, wide)]
+    torch._foreach_copy_(buffers, advanced)
+    return list(torch._foreach_lerp(wide, advanced, momentum)) if nesterov else advanced
+
+
+def polar_options(group: dict) -> dict:
+    return {name: group[name] for name in ("schedule", "steps", "norm")}
 
 
 def working_dtype(device: torch.device) -> torch.dtype | None:
@@ -32,20 +42,25 @@ def working_dtype(device: torch.device) -> torch.dtype | None:
     return torch.float16 if device.type == "cuda" else None
 
 
-def factors(group: dict, updates: Sequence[Tensor]) -> list[Tensor]:
-    """The polar factors of whole matrices of one shape, in one batch."""
-    options = dict(schedule=group["schedule"], steps=group["steps"], dtype=working_dtype(updates[0].device))
-    if len(updates) == 1:
-        return [polar(updates[0], **options)]
-    return list(polar(torch.stack(list(updates)), **options).unbind())
+def factors(group: dict, parts: list[Tensor]) -> list[Tensor]:
+    """The polar factors of stacks (batch, rows, columns) of matrices of one shape, in one call."""
+    found = polar(
+        parts[0] if len(parts) == 1 else torch.cat(parts), dtype=working_dtype(parts[0].device), **polar_options(group)
+    )
+    return list(found.split([len(part) for part in parts]))
 
 
-def decay(group: dict, params: list[Tensor]) -> None:
-    """W <- W (1 - lr weight_decay)."""
-    torch._foreach_mul_(params, 1 - float(group["lr"]) * group["weight_decay"])
+def apply(group: dict, rows: int, columns: int, targets: list[Tensor], steps: list[Tensor]) -> None:
+    """W <- W (1 - lr weight_decay) - lr scale(rows, columns) polar(U), for parts of matrices of this shape.
 
-
-def descend(group: dict, shape: tuple[int, int], params: list[Tensor], polar_factors: list[Tensor]) -> None:
-    """W <- W - lr scale(out, in) polar(U), for parts of matrices of this shape."""
+    cautious: decay only where the step moves towards zero.
+    """
     scale = group["scale"] if callable(group["scale"]) else SCALES[group["scale"]]
-    torch._foreach_add_(params, polar_factors, alpha=-float(group["lr"]) * scale(*shape))
+    lr, decay = float(group["lr"]), group["weight_decay"]
+    steps = [step.reshape(t.shape).to(t.dtype) for step, t in zip(steps, targets)]
+    if group["cautious"] and decay:
+        kept = [torch.where(step * t > 0, 1 - lr * decay, 1.0) for step, t in zip(steps, targets)]
+        torch._foreach_mul_(targets, kept)
+    else:
+        torch._foreach_mul_(targets, 1 - lr * decay)
+    torch._foreach_add_(targets, steps, alpha=-lr * scale(rows, columns))

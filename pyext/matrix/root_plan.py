@@ -8,29 +8,41 @@ from functools import lru_cache
 
 import torch
 
+from steepest.matrix import tape
+from steepest.matrix.native import native_wins, symmetric_work
 from steepest.matrix.verbs import symmetric_fraction
 from steepest.schedules import Coefficients, Schedule, minimax
 
 ORDERS = (1, 2, 3, 4, 6, 8)
 METHODS = ("auto", "composite", "newton", "eigh")
-PRECISIONS = ("auto", "float64", "float32", "tf32x3", "tf32")
-UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32x3": 2.0**-22, "tf32": 2.0**-11}
+PRECISIONS = ("auto", "float64", "float32", "tf32x3", "bf16x3", "tf32")
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "tf32x3": 2.0**-22, "bf16x3": 2.0**-16, "tf32": 2.0**-11}
+GPU_PRECISIONS = ("tf32x3", "bf16x3", "tf32")
 # The smallest relative ridge that the steep polynomials bear, about 17 units of what a product rounds to; below it
 # rounding drives eigenvalues of M through zero, where the polynomials diverge.  Newton's have slope 1 + 1/p only.
-RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "tf32": 3e-4}
+RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "bf16x3": 1e-5, "tf32": 3e-4}
 # The spectrum of M lies in (0, 1 - RANGE_MARGIN): rounding of M and of its first products must not lift it above 1.
 RANGE_MARGIN = 2.0**-10
 PROBES = 8  # columns of the thin block that finds the largest eigenvalue and measures the residual
 GROUP_BYTES = 1 << 22
-WIDE_PRODUCTS = 3.6  # what two products cost more in float64, in float32 products: each takes 2.8 times as long
-# torch.linalg.eigh and the root's assembly in units of one n x n float32 product, on the CPU: quickest of several runs,
-# AMD EPYC (Zen 4), torch 2.13 with MKL, {threads: ((n, products), ...)}.
+# The cost model of a CPU: times in units of one symmetric n x n float32 product (as the backend computes it) of a batch
+# that fills the threads.  AMD EPYC (Zen 4), AVX-512, torch 2.13 with MKL, quickest of several runs.
+# torch.linalg.eigh and the root's assembly, {backend: {threads: ((n, products), ...)}}: "native" beside the C library's
+# products, which take half of torch's time or less, and "torch" beside torch's.
 EIGH_IN_PRODUCTS = {
-    1: ((16, 93.0), (32, 56.0), (64, 28.0), (128, 19.0), (256, 13.0), (512, 8.0), (1024, 6.0), (2048, 5.0)),
-    2: ((16, 120.0), (32, 94.0), (64, 45.0), (128, 26.0), (256, 15.0), (512, 9.0), (1024, 6.0), (2048, 5.0)),
+    "native": {
+        1: ((16, 83.0), (32, 77.0), (64, 44.0), (128, 29.0), (256, 20.0), (512, 15.0), (1024, 12.0), (2048, 10.0)),
+        2: ((16, 160.0), (32, 150.0), (64, 76.0), (128, 46.0), (256, 31.0), (512, 20.0), (1024, 13.0), (2048, 11.0)),
+    },
+    "torch": {
+        1: ((16, 93.0), (32, 56.0), (64, 28.0), (128, 19.0), (256, 13.0), (512, 8.0), (1024, 6.0), (2048, 5.0)),
+        2: ((16, 120.0), (32, 94.0), (64, 45.0), (128, 26.0), (256, 15.0), (512, 9.0), (1024, 6.0), (2048, 5.0)),
+    },
 }
-# What is not products takes as long as 40 / n of them: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.
-OVERHEAD = 40
+WIDE_PRODUCTS = {"native": 2.0, "torch": 3.6}  # what two products cost more in float64
+# On a GPU, matrices up to this size are taken through all steps by one program each: M, X and two temporaries of 128
+# rows are 256 KiB, the cache of a processor, and such a product takes less time than a launch. Not yet measured.
+RESIDENT_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,8 @@ class RootPlan:
     dtype: in which matrices are kept.  wide: whether the two most sensitive products are in float64.
     mirrored: whether products other than squares may be computed on one triangle and mirrored.
     products: n x n products per matrix.  steps: iterations.  group: matrices that are walked through all steps at once.
-    flops: of the products, for the whole batch.  backend: "torch" or "triton", whose verbs are called.  why: the reason
-    for the method.
+    flops: of the products, for the whole batch.  backend: "native", "torch" or "triton", whose verbs are called.
+    why: the reason for the method.  resident: all steps of a matrix run in one program, the whole batch in one launch.
     """
 
     method: str
@@ -56,6 +68,7 @@ class RootPlan:
     flops: int
     backend: str
     why: str
+    resident: bool = False
 
     @property
     def steps(self) -> int:
@@ -104,7 +117,7 @@ def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
     rows, low, high = [], lower ** (1 / p), 1.0
     while True:
         for degree in (1, 2, 3, 4):
-            last = _scaled_step(p, degree, low, high)
+            last = minimax(p, low**p, upper=high**p, degree=degree, steps=1).coefficients[0]
             candidate = _schedule((*rows, last), p, lower, "composite minimax")
             cost = count_products(p, candidate)
             if candidate.error <= tol and (best is None or cost < count_products(p, best)):
@@ -112,16 +125,10 @@ def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
         if best is not None:
             return best
         before = high / low
-        rows.append(_scaled_step(p, 2, low, high))
+        rows.append(minimax(p, low**p, upper=high**p, steps=1).coefficients[0])
         low, high = _schedule(tuple(rows), p, lower, "").intervals[-1]
         if high / low >= before * (1 - 1e-15):
             raise ValueError(f"inverse_root: tol={tol:g} cannot be reached in float64 from a spectrum over {lower:g}")
-
-
-def _scaled_step(p: int, degree: int, low: float, high: float) -> Coefficients:
-    """The minimax step for s in [low, high], from that for [low / high, 1]."""
-    row = minimax(p, (low / high) ** p, degree=degree, steps=1).coefficients[0]
-    return tuple(c / high ** (1 + k * p) for k, c in enumerate(row))
 
 
 def _schedule(rows: tuple[Coefficients, ...], p: int, lower: float, name: str) -> Schedule:
@@ -177,7 +184,7 @@ def _check_options(p, ridge, tol, method, precision, backend) -> None:
     for name, value, known in (
         ("method", method, METHODS),
         ("precision", precision, PRECISIONS),
-        ("backend", backend, ("auto", "torch", "triton")),
+        ("backend", backend, ("auto", "native", "torch", "triton")),
     ):
         if value not in known:
             raise ValueError(f"inverse_root: {name} is {value!r}, expected one of {', '.join(known)}")
@@ -189,17 +196,19 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
     backend, precision = _choose_units(dtype, device_type, ridge, absolute, precision, backend)
     floor = RIDGE_FLOOR[precision]
     if method == "auto":
-        method, why = _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision)
+        method, why = _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision, backend)
     else:
         why = "as asked"
     working = torch.float64 if precision == "float64" else torch.float32
     group = batch
-    if device_type == "cpu" and n:  # so many matrices that M, X and two temporaries of each stay in cache
+    if device_type == "cpu" and backend == "torch" and n:
+        # So many matrices that M, X and two temporaries of each stay in cache; native programs see to that themselves.
         group = max(1, min(batch, GROUP_BYTES // (4 * n * n * working.itemsize)))
     if method == "eigh":
         # 4/3 n³ to tridiagonalise and about 8 n³ for vectors, and the assembly.
         numbers = (1, group, 12 * n**3 * batch)
-        return RootPlan("eigh", p, None, precision, working, False, True, *numbers, "torch", why)
+        assembly = backend if device_type == "cpu" else "torch"
+        return RootPlan("eigh", p, None, precision, working, False, True, *numbers, assembly, why)
     if method == "composite" and not absolute and ridge < floor:
         raise ValueError(
             f"inverse_root: ridge {ridge:g} is below {floor:g}, the least that composite polynomials bear in "
@@ -213,13 +222,17 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
         and method == "composite"
         and UNIT["float32"] / (p * lower) > tol
     )
-    fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
+    resident = backend == "triton" and n <= RESIDENT_ROWS
     products = count_products(p, schedule)
-    flops = round(2 * n**3 * products * fraction * batch)
+    if backend == "native":
+        flops = 2 * n * symmetric_work(n) * products * batch
+    else:
+        fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
+        fraction = tape.symmetric_fraction(n) if resident else fraction
+        flops = round(2 * n**3 * products * fraction * batch)
     mirrored = precision != "tf32"
-    return RootPlan(
-        method, p, schedule, precision, working, wide, mirrored, products, max(group, 1), flops, backend, why
-    )
+    numbers = (products, max(group, 1), flops)
+    return RootPlan(method, p, schedule, precision, working, wide, mirrored, *numbers, backend, why, resident)
 
 
 def lower_end(ridge: float) -> float:
@@ -232,18 +245,25 @@ def _choose_units(dtype, device_type, ridge, absolute, precision, backend) -> tu
     if precision == "auto":
         needs_float64 = dtype == torch.float64 or absolute or ridge < RIDGE_FLOOR["float32"]
         precision = "float64" if needs_float64 else "float32" if device_type == "cpu" else "tf32x3"
-    if precision in ("tf32x3", "tf32") and device_type == "cpu":
+    if precision in GPU_PRECISIONS and device_type == "cpu":
         raise ValueError(f"inverse_root: the CPU multiplies in float32 or float64, got precision={precision!r}")
+    native = device_type == "cpu" and precision == "float32"
+    if backend == "native" and not native:
+        raise ValueError(
+            f"inverse_root: backend 'native' needs a CPU tensor and float32; got {device_type}, {precision}"
+        )
+    if backend == "native" or (backend == "auto" and native and native_wins(torch.float32)):
+        return "native", precision
     can = device_type == "cuda" and precision != "float64"
     if backend == "triton" and not can:
         raise ValueError(f"inverse_root: backend 'triton' needs a CUDA tensor and not float64; got {device_type}")
     chosen = ("triton" if can else "torch") if backend == "auto" else backend
-    if chosen == "torch" and precision in ("tf32x3", "tf32"):
+    if chosen == "torch" and precision in GPU_PRECISIONS:
         precision = "float32"
     return chosen, precision
 
 
-def _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision) -> tuple[str, str]:
+def _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision, backend) -> tuple[str, str]:
     if absolute:
         return "eigh", "an absolute ridge says nothing about the spectrum relative to its largest eigenvalue"
     if ridge < RIDGE_FLOOR[precision]:
@@ -256,15 +276,27 @@ def _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision) 
     if device_type != "cpu":
         return "composite", f"{products} products"
     wide = precision == "float32" and UNIT["float32"] / (p * lower_end(ridge)) > tol
-    cost = (products + WIDE_PRODUCTS * wide) * symmetric_fraction(n, "cpu") * (1 + OVERHEAD / max(n, 1))
-    other = eigh_in_products(n, threads)
+    cost = composite_in_products(n, products, wide, backend)
+    other = eigh_in_products(n, threads, backend)
     chosen = "composite" if cost <= other else "eigh"
     return chosen, f"composite costs as much as {cost:.3g} products, eigh as {other:.3g}"
 
 
-def eigh_in_products(n: int, threads: int) -> float:
+def composite_in_products(n: int, products: int, wide: bool, backend: str) -> float:
+    """`products` and what is not products, in products of this size.
+
+    native: 13 with 8 rows and a few passes, measured 20, 13, 7, 4, 2.6, 1.8 and 1.4 for n = 16, 32, ... 1024.
+    torch: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.
+    """
+    products += WIDE_PRODUCTS[backend] * wide
+    if backend == "native":
+        return products + 1 + 400 / max(n, 1)
+    return products * symmetric_fraction(n, "cpu") * (1 + 40 / max(n, 1))
+
+
+def eigh_in_products(n: int, threads: int, backend: str) -> float:
     """EIGH_IN_PRODUCTS interpolated in log n, and constant beyond its ends."""
-    table = EIGH_IN_PRODUCTS[1 if threads == 1 else 2]
+    table = EIGH_IN_PRODUCTS[backend][1 if threads == 1 else 2]
     if n <= table[0][0]:
         return table[0][1]
     for (n0, c0), (n1, c1) in zip(table, table[1:]):

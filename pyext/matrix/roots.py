@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from steepest.matrix import tape
+from steepest.matrix.native import NativeVerbs
 from steepest.matrix.root_plan import PROBES, RANGE_MARGIN, RIDGE_FLOOR, RootPlan, degree_of, plan, power_factors
 from steepest.matrix.verbs import TorchVerbs, Verbs, full_float32
 from steepest.schedules import Coefficients
@@ -68,10 +70,12 @@ def inverse_root(
         Returns the same shape and dtype, without gradient.  Worked on in float32, or float64 for float64 input, an
         absolute ridge, or a ridge below 1e-6.
     p: 1, 2, 3, 4, 6 or 8.  For other rational exponents multiply roots.
-    ridge: relative to λ; composite polynomials need 1e-6 in float32 and tf32x3, 3e-4 in tf32, 1e-14 in float64.
+    ridge: relative to λ; composite polynomials need 1e-6 in float32 and tf32x3, 1e-5 in bf16x3, 3e-4 in tf32, 1e-14 in
+        float64.
     previous: what a block that fails comes out as; NaN by default.  A failed block does not disturb the others: each
         comes out bit for bit the same whatever the rest of the batch is.  A zero block gives ridge^(-1/p)·I.
-    precision: "auto", or "float64", "float32" and on CUDA "tf32x3", "tf32".  backend: "auto", "torch" or "triton".
+    precision: "auto", or "float64", "float32" and on CUDA "tf32x3", "bf16x3", "tf32".
+    backend: "auto", "native" (the C library's kernels, on the CPU in float32), "torch" or "triton".
 
     Accuracy: relative error in the Frobenius norm at most tol + 3 u κ / p with κ = 1/ridge and u the unit roundoff
     (steepest.conformance.root_bounds derives it).  On the CPU the two products whose rounding is amplified by κ, both
@@ -113,6 +117,8 @@ def _log_choice(device_type: str, backend: str) -> None:
 
 
 def _verbs(todo: RootPlan) -> Verbs:
+    if todo.backend == "native":
+        return NativeVerbs()
     if todo.backend == "torch":
         return TorchVerbs()
     from steepest.matrix.triton_verbs import TritonVerbs
@@ -157,18 +163,21 @@ def execute(a: Tensor, todo: RootPlan, ridge: float, absolute: bool, verbs: Verb
 
 
 def _by_polynomials(a, todo, ridge, absolute, verbs):
-    y, largest = scaled(a, todo.dtype)
-    bound = spectral_bound(y)
-    zero = bound == 0
+    a = a.to(torch.promote_types(a.dtype, todo.dtype))
+    start = _directions(a.shape[-1], todo.dtype, a.device)[None]
+    y, sizes, before, after = verbs.run(_bound_chain, (a, start), (power_steps(a.shape[-1]), todo.dtype))
+    rows, bound = sizes[:, 0, 0], spectral_bound(sizes, before, after)
+    zero = rows == 0
     bound = torch.where(zero, 1.0, bound)
-    scale = torch.where(zero, 1.0, bound * largest)
+    scale = torch.where(zero, 1.0, bound * rows).to(todo.dtype)
+    bound = bound.to(todo.dtype)
     relative = ridge / scale if absolute else torch.full_like(scale, ridge)
     # M = (Y / bound + relative I) / nu, nu just above its norm 1 + relative.
     nu = (1 + relative) / (1 - RANGE_MARGIN)
     m = y / (bound * nu)[:, None, None]
     m.diagonal(dim1=-2, dim2=-1).add_((relative / nu)[:, None])
-    x = iterate(m, todo, verbs)
-    residual = probe_residual(x, m, todo.p)
+    x, probed = verbs.run(_root_chain, (m, start), (todo,))
+    residual = _size(probed - start)
     ok = (relative >= RIDGE_FLOOR[todo.precision]) & (residual <= RESIDUAL_LIMIT)  # False for NaN
     # (A + ridge scale I)^(-1/p) = X (nu scale)^(-1/p); in two factors, since nu scale may leave float32's range.
     return _finish(x, _power(nu, -1 / todo.p) * _power(scale, -1 / todo.p), ok, zero, ridge, todo, residual, scale)
@@ -199,7 +208,7 @@ def _finish(x, factor, ok, zero, ridge, todo, residual, scale):
 def scaled(a: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The symmetric part of a divided by max |a|, in `dtype`, and max |a|; zeros for zero, NaN for NaN and inf."""
     wide = a.to(torch.promote_types(torch.promote_types(a.dtype, dtype), torch.float32))
-    largest = torch.linalg.vector_norm(wide.flatten(1), math.inf, dim=1)
+    largest = torch.maximum(wide.amax((-2, -1)), -wide.amin((-2, -1)))  # a tenth of the time of torch's norm
     y = wide / largest.where(largest != 0, 1)[:, None, None]
     return torch.add(y, y.mT).mul_(0.5).to(dtype), largest.to(dtype)
 
@@ -222,22 +231,36 @@ def _directions(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (v / v.norm(dim=1, keepdim=True)).to(device=device, dtype=dtype)
 
 
-def spectral_bound(y: Tensor) -> Tensor:
-    """λ with |λ|max <= λ <= 2 |λ|max per matrix of y (batch, n, n), symmetric and max |y| = 1; 0 for zero.
+def _bound_chain(verbs: Verbs, a, v, steps: int, dtype: torch.dtype):
+    """(Y, sizes, V Y^(steps-1), V Y^steps): A scaled by its largest row sum, and power iterations from the rows of V.
+
+    |λ|max of Y is at least 1/√n, so nothing underflows.
+    """
+    y, sizes = verbs.symmetrised(a)
+    y = verbs.combination(y, dtype=dtype)
+    for _ in range(steps):
+        before, v = v, verbs.long_product(y, v.mT).mT
+    return y, sizes, before, v
+
+
+def spectral_bound(sizes: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """λ with |λ|max <= λ <= 2 |λ|max of every Y of `_bound_chain`, in float64; 0 for zero.
 
     Twice the best of PROBES power iterations, which is at most 2 |λ|max, and at least |λ|max but for a probability of
-    1e-12 (`power_steps`); or the largest row sum of |y| or the Frobenius norm, both upper bounds, if smaller.
+    1e-12 (`power_steps`); or the largest row sum, 1, or the Frobenius norm, both upper bounds, if smaller.
     """
-    rows = y.abs().sum(-1).amax(-1)
-    bound = torch.minimum(rows, torch.linalg.vector_norm(y, dim=(-2, -1)))
-    v = _directions(y.shape[-1], y.dtype, y.device).expand(len(y), -1, -1)
-    inverse = (1 / rows.where(rows != 0, 1))[:, None, None]  # |λ|max is at least rows / √n, so nothing underflows
-    for _ in range(power_steps(y.shape[-1])):
-        before, v = v, torch.matmul(v, y).mul_(inverse)
-    growth = torch.linalg.vector_norm(v, dim=2) / torch.linalg.vector_norm(before, dim=2).clamp(min=1e-30)
-    power = 2 * growth.amax(-1) * rows
+    growth = torch.linalg.vector_norm(after, dim=2) / torch.linalg.vector_norm(before, dim=2).clamp(min=1e-30)
     # An upper bound stays one after rounding: sums of n terms err by at most n u, in practice by √n u.
-    return torch.minimum(bound, power) * (1 + 2.0**-12)
+    upper = sizes[:, 0, 1].clamp(max=1)
+    return torch.minimum(upper, 2 * growth.amax(-1).double()) * (1 + 2.0**-12)
+
+
+def _root_chain(verbs: Verbs, m, v, todo: RootPlan):
+    """(X, V X^q M X^(p-q)), q = p // 2: the root and what its residual is measured by."""
+    x = iterate(m, todo, verbs)
+    for factor in (*(x,) * (todo.p // 2), m, *(x,) * (todo.p - todo.p // 2)):
+        v = verbs.long_product(factor, v.mT).mT
+    return x, v
 
 
 def iterate(m: Tensor, todo: RootPlan, verbs: Verbs, wide_verbs: Verbs | None = None) -> Tensor:
@@ -246,33 +269,51 @@ def iterate(m: Tensor, todo: RootPlan, verbs: Verbs, wide_verbs: Verbs | None = 
     Each factor is c I + C and only C is multiplied: rounding I + small would lose the small part.  `wide_verbs`, by
     default the same, take the float64 products of a wide plan.
     """
+    if todo.resident and hasattr(verbs, "chain"):  # verbs that only watch or err on purpose go step by step
+        return _resident(m, todo, verbs)
     wide_verbs = wide_verbs or verbs
     x = None
     for k, row in enumerate(todo.schedule.coefficients):
         wide = todo.wide and k == 0
-        m = m.double() if wide else m
-        h = polynomial(m, row, wide_verbs if wide else verbs).to(todo.dtype), row[0]
-        x = _plus_identity(h) if x is None else times(x, h, verbs, todo.mirrored)
+        m = wide_verbs.combination(m, dtype=torch.float64) if wide else m
+        c = verbs.combination(polynomial(m, row, wide_verbs if wide else verbs), dtype=todo.dtype)
+        h = c, row[0]
+        x = verbs.combination(c, diagonal=row[0]) if x is None else times(x, h, verbs, todo.mirrored)
         if k + 1 < todo.steps:
             first, *others = power_factors(todo.p)
             factor, shift = power(h, first, verbs, todo.mirrored)
             # The one product whose rounding is amplified by 1 / lower; m is small after it where it was large.
-            m = times(m, (factor.to(m.dtype), shift), wide_verbs if wide else verbs, todo.mirrored).to(todo.dtype)
+            factor_m = wide_verbs.combination(factor, dtype=m.dtype) if wide else factor
+            m = times(m, (factor_m, shift), wide_verbs if wide else verbs, todo.mirrored)
+            m = verbs.combination(m, dtype=todo.dtype)
             for e in others:
                 m = times(m, (factor, shift) if e == first else power(h, e, verbs, todo.mirrored), verbs, todo.mirrored)
     return x
+
+
+def _resident(m: Tensor, todo: RootPlan, verbs: Verbs) -> Tensor:
+    """The same in one launch."""
+    n = m.shape[-1]
+    y = tape.padded(m)
+    x = verbs.chain(_tape(todo, y.shape[-1]), y)
+    return x if x.shape == m.shape else x[:, :n, :n].contiguous()
+
+
+@lru_cache(maxsize=256)
+def _tape(todo: RootPlan, n: int) -> tape.Chain:
+    return tape.allocate(*tape.record(lambda m, verbs: iterate(m, todo, verbs), n, n), n, n)
 
 
 def polynomial(m: Tensor, row: Coefficients, verbs: Verbs) -> Tensor:
     """C = c1 M + c2 M² + ...: the polynomial of `row` without its constant."""
     c = row[1 : degree_of(row) + 1]
     if len(c) == 1:
-        return m * c[0]
+        return verbs.combination(m, alpha=c[0])
     if len(c) == 2:
         return verbs.symmetric_product(m, m, alpha=c[1], beta=c[0], c=m)
     z = verbs.symmetric_product(m, m)
-    rest = torch.add(m * c[0], z, alpha=c[1])
-    factor = m * c[2] if len(c) == 3 else torch.add(m * c[2], z, alpha=c[3])
+    rest = verbs.combination(m, alpha=c[0], beta=c[1], c=z)
+    factor = verbs.combination(m, alpha=c[2], beta=c[3] if len(c) == 4 else 0.0, c=z if len(c) == 4 else None)
     return verbs.symmetric_product(factor, z, beta=1.0, c=rest)
 
 
@@ -288,28 +329,13 @@ def power(h: tuple[Tensor, float], e: int, verbs: Verbs, mirrored: bool) -> tupl
         return power(square, 2, verbs, mirrored)
     k, t = square
     product = verbs.symmetric_product if mirrored else verbs.commuting_product
-    return product(k, c, beta=1.0, c=torch.add(k * s, c, alpha=t)), s * t
+    return product(k, c, beta=1.0, c=verbs.combination(k, alpha=s, beta=t, c=c)), s * t
 
 
 def times(y: Tensor, h: tuple[Tensor, float], verbs: Verbs, mirrored: bool) -> Tensor:
     """Y (C + s I), with s Y in the product's accumulator."""
     product = verbs.symmetric_product if mirrored else verbs.commuting_product
     return product(y, h[0], beta=h[1], c=y)
-
-
-def _plus_identity(h: tuple[Tensor, float]) -> Tensor:
-    x = h[0].clone()
-    x.diagonal(dim1=-2, dim2=-1).add_(h[1])
-    return x
-
-
-def probe_residual(x: Tensor, m: Tensor, p: int) -> Tensor:
-    """Root mean square of X^q M X^(p-q) - I, q = p // 2, over PROBES random directions, per matrix."""
-    start = _directions(x.shape[-1], x.dtype, x.device).expand(len(x), -1, -1)
-    v = start
-    for factor in (*(x,) * (p // 2), m, *(x,) * (p - p // 2)):
-        v = torch.matmul(v, factor)
-    return _size(v - start)
 
 
 def _size(v: Tensor) -> Tensor:
@@ -322,7 +348,8 @@ def _by_eigh(a, todo, ridge, absolute, verbs):
     y, largest = scaled(a, todo.dtype)
     zero, finite = largest == 0, torch.isfinite(largest)
     largest = torch.where(zero, 1.0, largest)
-    y = torch.where(finite[:, None, None], y, 1.0)  # LAPACK raises for NaN, and the others would be lost
+    if y.is_cuda or not bool(finite.all()):  # LAPACK raises for NaN, and the others would be lost
+        y = torch.where(finite[:, None, None], y, 1.0)
     w, q = _eigh(y)
     bound = torch.where(zero, 1.0, w.abs().amax(-1) * (1 + 2.0**-12))
     relative = ridge / largest if absolute else ridge * bound
@@ -331,8 +358,9 @@ def _by_eigh(a, todo, ridge, absolute, verbs):
     allowed, stored = (10 * math.sqrt(n) * torch.finfo(t).eps / 2 for t in (todo.dtype, a.dtype))
     # An eigenvalue that rounding alone can have made negative counts as zero.
     shifted = torch.where(w >= -max(allowed, stored) * bound[:, None], w.clamp(min=0), w) + relative[:, None]
-    # Q f(W) Qᵀ as a Gram matrix: symmetric, and rounded the same in every batch (q itself is stored by columns).
-    x = verbs.gram(torch.mul(q, _power(shifted, -0.5 / todo.p)[:, None, :], out=torch.empty_like(y)))
+    # Q f(W) Qᵀ as a Gram matrix: symmetric; q is stored by columns, which MKL rounds differently in every batch.
+    weighted = q * _power(shifted, -0.5 / todo.p)[:, None, :]
+    x = verbs.gram(weighted if todo.backend == "native" else weighted.contiguous())
     v = _directions(n, y.dtype, y.device).expand(len(y), -1, -1)
     rotated = torch.matmul(v, q)
     orthogonal = _size(torch.matmul(rotated, q.mT) - v)

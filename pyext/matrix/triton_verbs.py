@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from steepest.kernels import symmetric
-from steepest.matrix.verbs import general_product, rounded_once
+from steepest.matrix import tape
+from steepest.matrix.verbs import TensorVerbs, general_product, rounded_once
 
 
-class TritonVerbs:
+class TritonVerbs(TensorVerbs):
     """Verbs over (..., m, n) float32, float16 or bfloat16 tensors on a CUDA device; results in the operands' dtype.
 
     `gram` and `symmetric_product` compute one triangle and mirror it: half the FLOPs of a general product, and exactly
@@ -54,3 +55,7 @@ class TritonVerbs:
     def long_product(self, q: Tensor, x: Tensor, *, alpha: float = 1.0, shift: float = 0.0) -> Tensor:
         """alpha Q X + shift X with square Q and long X: no symmetry to use."""
         return torch.matmul(q, x) if alpha == 1 and shift == 0 else rounded_once(q, x, alpha, shift)
+
+    def chain(self, chain: tape.Chain, x: Tensor) -> Tensor:
+        """The result of a recorded chain for every matrix of x, by one program each."""
+        return tape.run(chain, x, self.input_precision)

@@ -5,6 +5,7 @@ An algorithm takes a `Verbs` object and never asks which backend it is; a backen
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -45,8 +46,64 @@ class Verbs(Protocol):
     def long_product(self, q: Tensor, x: Tensor, *, alpha: float = 1.0, shift: float = 0.0) -> Tensor:
         """alpha·Q X + shift·X for symmetric q (..., n, n) and x (..., n, m), rounded to half precision only once."""
 
+    def combination(
+        self,
+        a: Tensor,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        c: Tensor | None = None,
+        diagonal: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """alpha·A + beta·C + diagonal·I in `dtype`, by default a's; may be `a` itself where nothing changes."""
 
-class TorchVerbs:
+    def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """(Y, sizes): Y = (A + Aᵀ) / (2 r), r the largest row sum of |A + Aᵀ| / 2: no eigenvalue of Y exceeds 1, the
+        largest is at least 1/√n. sizes (..., 1, 2) in float64: r and ‖Y‖_F. Zero gives zero, NaN or Inf NaN."""
+
+    def run(self, algorithm, tensors: tuple, options: tuple = ()):
+        """algorithm(verbs, *tensors, *options), for tensors (batch, rows, cols) and hashable options."""
+
+
+class TensorVerbs:
+    """The verbs that need no products, by torch's elementwise operations."""
+
+    def combination(
+        self,
+        a: Tensor,
+        *,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        c: Tensor | None = None,
+        diagonal: float = 0.0,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        out = a.to(dtype or a.dtype)
+        if alpha != 1:
+            out = out * alpha
+        if c is not None:
+            out = torch.add(out, c, alpha=beta)
+        if diagonal != 0:
+            out = out.clone() if out is a else out
+            out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        return out
+
+    def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        # By max |a| first, so that no sum leaves the range.
+        largest = torch.linalg.vector_norm(a.flatten(1), math.inf, dim=1)[:, None, None]
+        y = a / largest.where(largest != 0, 1)
+        y = torch.add(y, y.mT).mul_(0.5)
+        rows = y.abs().sum(-1).amax(-1)[:, None, None]
+        y.div_(rows.where(rows != 0, 1))
+        norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
+        return y, torch.cat((rows.double() * largest.double(), norm.double()), dim=-1)
+
+    def run(self, algorithm, tensors: tuple, options: tuple = ()):
+        return algorithm(self, *tensors, *options)
+
+
+class TorchVerbs(TensorVerbs):
     """The verbs by torch's batched products, in the operands' dtype; on the CPU float32 and float64.
 
     Results are symmetric up to rounding. The other matrices of a batch have no influence on a matrix; it comes out bit

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest import check, norms, storage
+from steepest._native import lib
 from steepest.distributed.norms import reduce_parts
 from steepest.distributed.shards import check_parameters
 from steepest.ops_steps import enlist, traced_step
@@ -29,6 +30,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     # torch.amp.GradScaler leaves unscaling and skipping to the step.
     _step_supports_amp_scaling = True
+    # SAM asks whether step() takes `sources`; a class with a step of its own says False unless it does.
+    _step_takes_sources = True
     kind: GroupRule  # of optimizers with one rule for all groups
     # Options that cannot have another value.
     fixed: ClassVar[dict[str, object]] = {"capturable": False, "differentiable": False}
@@ -96,12 +99,12 @@ class FusedOptimizer(torch.optim.Optimizer):
             self._check_group(number, group)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """One step; returns the closure's loss, if there is a closure."""
+    def step(self, closure=None, *, sources: dict[Tensor, Tensor] | None = None):
+        """One step; returns the closure's loss, if there is a closure.  `sources`: see Table.run."""
         if torch.compiler.is_compiling():
             return traced_step(self, closure)
         loss = run_closure(closure)
-        self.step_rule(self.kind, list(enumerate(self.param_groups)))
+        self.step_rule(self.kind, list(enumerate(self.param_groups)), sources)
         return loss
 
     def step_rule(
@@ -122,6 +125,19 @@ class FusedOptimizer(torch.optim.Optimizer):
             coefficient = self._clip(self._tables[kind.name], grad_scale)
         for table in tables:
             table.run(hyper, (grad_scale, coefficient, None), sources)
+
+    def steps_all(self, params: list[Tensor]) -> bool:
+        """Whether the coming step will be one kernel call for these parameters, all of which have been stepped before.
+
+        As far as the last step's table says; a gradient that has gone or come since turns up in the step itself.
+        """
+        cached = self._tables.get(self.kind.name)
+        return (
+            cached is not None
+            and len(cached.tables) == 1
+            and lib.same_objects(cached.tables[0].params, params)
+            and not any(grad is None for grad in lib.gradients(params))
+        )
 
     def _clip(self, found_tables: TableSet, grad_scale: Tensor | None) -> Tensor | None:
         tables, reaches = found_tables.tables, found_tables.reaches

@@ -57,6 +57,7 @@ class NormedDescent(FusedOptimizer):
 
     kind = SignKind()
     _step_supports_amp_scaling = False
+    _step_takes_sources = False
 
     def __init__(
         self, params, lr: float = 1e-2, norm: str = "l2", normalized: bool = True, weight_decay: float = 0.0, *,

@@ -79,6 +79,7 @@ class Shampoo(FusedOptimizer):
     """
 
     _step_supports_amp_scaling = False  # a GradScaler unscales and skips by itself
+    _step_takes_sources = False
 
     def __init__(
         self, params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), ridge: float = 1e-6,

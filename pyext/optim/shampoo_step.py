@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from steepest.matrix.native import NativeVerbs, native_wins
 from steepest.matrix.roots import inverse_root
 from steepest.matrix.verbs import TorchVerbs, full_float32
+from steepest.optim import shampoo_fused
 from steepest.optim.shampoo_blocks import DIAGONAL, FULL, Bucket, make_buckets, order_of
 
 STRUCTURE = ("block_size", "precondition_frequency", "large_dim", "large_dim_fallback", "merge_dims")
@@ -103,7 +105,7 @@ class ShampooStep:
         ok = g.flatten(1).abs().amax(1) <= LARGEST[dtype]  # False for NaN
         if not all(with_grad):
             ok &= torch.tensor(with_grad, device=device)
-        g = torch.where(_per_block(ok, g), g, 0.0)
+        g = _chosen(ok, g, 0.0)
         step = torch.tensor(counts, dtype=torch.float64).clamp_(min=1)
         on = ok.to(dtype)
         _update_statistics(bucket, g, group["betas"][1], on)
@@ -111,13 +113,13 @@ class ShampooStep:
         graft = _graft(bucket, g, m, group, step, on)
         self._refresh(bucket, group, counts, step, with_grad)
         direction = _preconditioned(bucket, m, graft, group)
-        direction = torch.where(_per_block(ok, direction), direction, 0.0)
+        direction = _chosen(ok, direction, 0.0)
         if group["momentum"]:
             buffer = bucket.stacks["momentum_buffer"]
             kept = 1 + (group["momentum"] - 1) * on  # a block that is skipped keeps its buffer
             buffer.mul_(_per_block(kept, buffer)).add_(direction)
             moved = direction.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
-            direction = torch.where(_per_block(ok, moved), moved, 0.0)
+            direction = _chosen(ok, moved, 0.0)
         bucket.scatter(direction, float(group["lr"]), with_grad)
 
     def _refresh(self, bucket: Bucket, group: dict, counts: list[int], step: Tensor, with_grad: list[bool]) -> None:
@@ -156,12 +158,27 @@ def _per_block(x: Tensor, like: Tensor) -> Tensor:
     return x.view(-1, *(1,) * (like.dim() - 1))
 
 
+def _chosen(yes: Tensor, x: Tensor, other) -> Tensor:
+    """x in the blocks where yes, else `other`; on a CPU, where looking costs nothing, x itself if that is all."""
+    if not yes.is_cuda and bool(yes.all()):
+        return x
+    return torch.where(_per_block(yes, x), x, other)
+
+
 def _update_statistics(bucket: Bucket, g: Tensor, beta2: float, on: Tensor) -> None:
     """L <- b2 L + (1 - b2) G G^T along every side; blocks that are skipped have g = 0 and a weight of 0."""
+    if shampoo_fused.takes(bucket, g):
+        weight = on if beta2 == 1 else (1 - beta2) * on
+        shampoo_fused.update_statistics(bucket, g, torch.ones_like(on) if beta2 == 1 else 1 - weight, weight)
+        return
     verbs = _verbs(g)
+    both = verbs.run(_both_grams, (g,)) if _is_matrix(bucket) else None
     for i in bucket.sides:
-        unfolded = g.movedim(1 + i, 1).reshape(len(g), g.shape[1 + i], -1)
-        new = verbs.gram(unfolded) if bucket.kinds[i] == FULL else unfolded.square().sum(-1)
+        if both is not None:
+            new = both[i]
+        else:
+            unfolded = g.movedim(1 + i, 1).reshape(len(g), g.shape[1 + i], -1)
+            new = verbs.gram(unfolded) if bucket.kinds[i] == FULL else unfolded.square().sum(-1)
         statistic = bucket.stacks[f"statistic.{i}"]
         if beta2 == 1:
             statistic.add_(new)
@@ -169,7 +186,23 @@ def _update_statistics(bucket: Bucket, g: Tensor, beta2: float, on: Tensor) -> N
             statistic.lerp_(new, _per_block((1 - beta2) * on, new))
 
 
+def _is_matrix(bucket: Bucket) -> bool:
+    """Two full sides: what the verbs do to both of a block is one pass over it."""
+    return bucket.kinds == (FULL, FULL) and 0 not in bucket.shape
+
+
+def _both_grams(verbs, g):
+    return verbs.gram(g), verbs.gram(g.mT)
+
+
+def _both_sides(verbs, left, x, right):
+    """L X R for symmetric L and R."""
+    return verbs.long_product(left, verbs.long_product(right, x.mT).mT)
+
+
 def _verbs(g: Tensor):
+    if not g.is_cuda and native_wins(g.dtype):
+        return NativeVerbs()
     if not g.is_cuda or g.dtype == torch.float64:
         return TorchVerbs()
     from steepest.matrix.triton_verbs import TritonVerbs
@@ -202,8 +235,15 @@ def _graft(bucket: Bucket, g: Tensor, m: Tensor, group: dict, step: Tensor, on: 
 
 def _preconditioned(bucket: Bucket, m: Tensor, graft: Tensor, group: dict) -> Tensor:
     """M multiplied by its roots, as long as the graft; the graft itself where there is no root yet."""
-    direction = m
-    for i in bucket.sides:
+    direction, verbs, norm = m, _verbs(m), None
+    sides = bucket.sides
+    if shampoo_fused.takes(bucket, m):
+        direction, norm = shampoo_fused.precondition(bucket, m)
+        sides = []
+    elif _is_matrix(bucket):
+        direction = verbs.run(_both_sides, (bucket.stacks["root.0"], m, bucket.stacks["root.1"]))
+        sides = []
+    for i in sides:
         root = bucket.stacks[f"root.{i}"]
         moved = direction.movedim(1 + i, 1)
         if bucket.kinds[i] == DIAGONAL:
@@ -212,15 +252,16 @@ def _preconditioned(bucket: Bucket, m: Tensor, graft: Tensor, group: dict) -> Te
             direction = torch.bmm(direction, root)  # the root is symmetric
             continue
         else:
-            changed = torch.bmm(root, moved.reshape(*moved.shape[:2], -1)).view(moved.shape)
+            changed = verbs.long_product(root, moved.reshape(*moved.shape[:2], -1)).view(moved.shape)
         direction = changed.movedim(1, 1 + i)
     if group["grafting"] == "none":
         return direction
     tiny = torch.finfo(m.dtype).tiny
     ratio = torch.linalg.vector_norm(graft.flatten(1), dim=1)
-    ratio = ratio / torch.linalg.vector_norm(direction.flatten(1), dim=1).clamp(min=tiny)
+    norm = torch.linalg.vector_norm(direction.flatten(1), dim=1) if norm is None else norm
+    ratio = ratio / norm.clamp(min=tiny)
     ready = bucket.stacks["refreshed"] > 0
-    return torch.where(_per_block(ready, m), direction * _per_block(ratio, m), graft)
+    return _chosen(ready, direction * _per_block(ratio, m), graft)
 
 
 def _diagonal_root(d: Tensor, p: int, previous: Tensor, *, ridge: float, absolute: bool) -> tuple[Tensor, Tensor]:

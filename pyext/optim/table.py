@@ -207,7 +207,9 @@ class Table:
         call = (
             self.plain if scalars == NO_SCALARS else Call(self.rule, *scalars, self.plain.first_index).on(self.device)
         )
-        if sources and "masters" not in self.rule.storage.lists:
+        if self.lists is None and self._gathered(sources):
+            lib.step_states_from(reader, self.rows, sources.rows, call.native(rows, index))
+        elif sources and "masters" not in self.rule.storage.lists:
             self._run_from(sources, call, rows, index)
         elif self.lists is None:
             lib.step_states(reader, self.rows, call.native(rows, index))
@@ -217,12 +219,21 @@ class Table:
         self.lists = None
         self.counts += 1
 
+    def _gathered(self, sources) -> bool:
+        """Whether all sources are in rows of the same parameters (climb.Sources)."""
+        return (
+            getattr(sources, "rows", None) is not None
+            and "masters" not in self.rule.storage.lists
+            and lib.same_objects(sources.params, self.params)
+        )
+
     @property
     def op(self) -> str:
         return f"{self.kind.name}.step"
 
     def _all_lists(self) -> list[list[Tensor]]:
-        states = [[entry[name] for entry in self.entries] for name in self.names]
+        # Past ParamState, which would take it for somebody who keeps what he finds.
+        states = [[dict.__getitem__(entry, name) for entry in self.entries] for name in self.names]
         return local_lists(self.op, self.rule.names, [self.params, lib.gradients(self.params), *states])
 
     def _run_from(self, sources: dict[Tensor, Tensor], call: Call, hyper: list[tuple], index: list[int] | None) -> None:

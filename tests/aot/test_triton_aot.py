@@ -15,23 +15,31 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 leaves nothing to compile", allow_module_level=True)
 
 from steepest.conformance.aot.triton import EXPECTATIONS, faults
-from steepest.kernels import adamw, aot, symmetric
+from steepest.kernels import adamw, aot, chain, grouped, long, symmetric
 
-# Of every dtype and tile the variant that needs most registers; the slow test takes all.
-CORE = (
-    r"float32 float32 float32 aligned amsgrad|float32 float32 float32 (un)?aligned|b?float16 b?float16 \w+ aligned"
-    r"|float16 128.* aligned rows \+ C|bfloat16 128.* aligned columns|float16 64.* aligned rows \+ C"
-    r"|bfloat16 .* unaligned rows \+ C|float32 ieee .* rows \+ C|float32 tf32x3 .* aligned rows \+ C"
-)
+# Of every kernel the variants that need most registers; the slow test takes all.
+CORE = {
+    "adamw_kernel": r"float32 float32 float32 aligned amsgrad|float32 float32 float32 (un)?aligned"
+    r"|b?float16 b?float16 \w+ aligned",
+    "chain_kernel": r"float16 .*|float32 tf32x3 .*",
+    "grouped_kernel": r"float16 128.* aligned rows",
+    "long_kernel": r"float16 128.* aligned wide to bfloat16|float32 tf32x3 .* aligned wide",
+    "momentum_kernel": r"float32 float32 float16 aligned",
+    "norm_kernel": r"final",
+    "product_kernel": r"float32 tf32x3 .* aligned",
+    "statistics_kernel": r"float32 tf32x3 .* aligned",
+    "symmetric_kernel": r"float16 128.* aligned rows \+ C|bfloat16 128.* aligned columns|float16 64.* aligned rows \+ C"
+    r"|bfloat16 .* unaligned rows \+ C|float32 ieee .* rows \+ C|float32 tf32x3 .* aligned rows \+ C",
+}
 
 
-def all_variants():
-    return aot.adamw_variants() + aot.symmetric_variants()
+def core(variant):
+    return re.fullmatch(CORE[variant.kernel.fn.__name__], variant.name)
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return aot.report(variants=[variant for variant in all_variants() if re.fullmatch(CORE, variant.name)])
+    return aot.report(variants=[variant for variant in aot.all_variants() if core(variant)])
 
 
 def test_nothing_spills_and_vectors_and_tensor_cores_are_used(rows):
@@ -43,7 +51,7 @@ def test_nothing_spills_and_vectors_and_tensor_cores_are_used(rows):
 @pytest.mark.slow
 def test_no_variant_has_faults():
     rows = aot.report()
-    assert len(rows) == len(aot.ARCHS) * len(all_variants())
+    assert len(rows) == len(aot.ARCHS) * len(aot.all_variants())
     assert [(row, faults(row)) for row in rows if faults(row)] == []
 
 
@@ -97,7 +105,8 @@ def test_shapes_and_coefficients_compile_nothing_new():
     ]:
         a = torch.empty(n, m, dtype=torch.bfloat16).expand(batch, n, m)
         d = torch.empty(n, n, dtype=torch.bfloat16).expand(batch, n, n)
-        _, arguments, options = symmetric.launch_arguments(a, a, None, d, numbers, True, "ieee")
+        scalars = torch.empty(batch, 3) if batch > 1 else None
+        _, arguments, options = symmetric.launch_arguments(a, a, None, d, numbers, True, "ieee", scalars)
         assert options["TILE"] == 128
         variants.append(aot.Variant(symmetric.symmetric_kernel, "", arguments, options))
     rows = np.array([[0, 16, 32, 48, 0, 1, 0, 0], [64, 16, 32, 48, 0, 70000, 0, 1]], dtype=np.int64)
@@ -108,6 +117,30 @@ def test_shapes_and_coefficients_compile_nothing_new():
     with aot.ahead_of_time() as compiling:
         kernels = [id(compiling.compile(variant, "sm_90")) for variant in variants]
     assert len(set(kernels[:3])) == 1 and len(set(kernels[3:])) == 1
+
+
+def test_chains_groups_and_long_products_compile_once_per_dtype_and_tile():
+    """Other shapes, strides, coefficients and step counts are other numbers."""
+    variants = []
+    for shape, steps in (((3, 64, 200), 5), ((1, 128, 24), 9)):
+        x = torch.empty(shape, dtype=torch.float16)
+        tables, size = chain.device_tables(
+            np.ones((steps, 10)) * 8, np.ones((steps, 4)), (shape[1:],) * 3, shape[0], x.dtype, x.device
+        )
+        _, arguments, options = chain.launch_arguments(tables, x, x, torch.empty(size, dtype=x.dtype), "ieee")
+        variants.append(aot.Variant(chain.chain_kernel, "", arguments, options))
+    for sizes, alphas in (([256] * 64, None), ([512, 1024, 128] * 4, [0.5] * 12)):
+        xs = [torch.empty(n, 64, dtype=torch.bfloat16) for n in sizes]
+        ((_, arguments, options),) = grouped.group_of_grams(xs, alphas=alphas).parts
+        variants.append(aot.Variant(grouped.grouped_kernel, "", arguments, options))
+    for n, m, numbers in ((512, 1024, (1.0, 0.0)), (1024, 2048, (0.3, 1e9))):
+        x, q = torch.empty(8, n, m, dtype=torch.float16), torch.empty(8, n, n, dtype=torch.float16)
+        _, arguments, options = long.launch_arguments(q, x, x, torch.empty(2), numbers, None, None, True, "ieee")
+        variants.append(aot.Variant(long.long_kernel, "", arguments, options))
+    with aot.ahead_of_time() as compiling:
+        kernels = [id(compiling.compile(variant, "sm_90")) for variant in variants]
+    assert kernels[0] == kernels[1] and kernels[2] == kernels[3] and kernels[4] == kernels[5]
+    assert len(set(kernels)) == 3
 
 
 def test_one_specialization_per_variant():

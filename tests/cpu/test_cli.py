@@ -182,6 +182,21 @@ def test_explain_polar_shows_plan_and_certificate():
     assert facts["schedule"].startswith("polar-express, 6 steps") and len(facts["schedule"].splitlines()) == 7
 
 
+def test_explain_draws_the_map_of_singular_values():
+    from steepest.schedules import named
+
+    facts = explain("polar", torch.zeros(8, 8), schedule="keller", norm="schatten4").facts
+    assert facts["norm"].startswith("schatten4: ")
+    points, values, *plot, axis = facts["map"].splitlines()
+    s, f = (list(map(float, line.split()[1:])) for line in (points, values))
+    assert s[0] == 1e-5 and s[-1] == 1.0
+    assert f == pytest.approx([named("keller").apply(one**2) for one in s], abs=6e-4)
+    # One mark in every column, except where f is above 1.4 or below 0.
+    marks = [line[6:].ljust(65) for line in plot]
+    assert all(sum(line[k] == "*" for line in marks) == 1 for k in range(65))
+    assert axis.split() == ["1e-5", "1e-4", "1e-3", "1e-2", "0.1", "1"]
+
+
 def test_explain_on_the_command_line(capsys):
     assert command_line.main(["explain", "polar", "48x48", "--tol", "1e-3"]) == 0
     assert "plain: " in capsys.readouterr().out

@@ -31,7 +31,7 @@ def layout(shape, mesh_shape, placements):
 
 def fsdp_plan(shapes, ranks):
     entries = [muon.Entry(0, torch.empty(s, device="meta"), layout(s, (ranks,), [Shard(0)])) for s in shapes]
-    return muon.make_plan(entries, {0: dict(schedule="polar-express", steps=5)})
+    return muon.make_plan(entries, {0: dict(schedule="polar-express", steps=5, norm="auto", matrices="whole")})
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8, 16])

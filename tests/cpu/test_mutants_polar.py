@@ -21,7 +21,7 @@ def product(a, b, mutation):
     return a @ b
 
 
-def variant(x, *, schedule, steps, lower, tol, mutation=""):
+def variant(x, *, schedule, steps, lower, tol, norm="auto", mutation=""):
     """The plain form written once more, with switches for the mistakes that people make."""
     if mutation in ("result not written", "last row not written"):
         y = torch.empty_like(x, memory_format=torch.contiguous_format)

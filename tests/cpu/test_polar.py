@@ -8,13 +8,15 @@ import torch
 from polar_rounding import CountingVerbs, rounding_bound, scaled_singular_values
 
 from steepest.conformance import zoo
-from steepest.matrix.polar import iterate, normalised, plan, polar
+from steepest.matrix.native import NativeVerbs, native_wins
+from steepest.matrix.polar import _normalised_chain, iterate, normalised, plan, polar
 from steepest.matrix.verbs import TorchVerbs, full_float32
 from steepest.reference import polar as reference
 from steepest.reference import polar_svd
 from steepest.schedules import NORM_MARGIN, Schedule, minimax, named
 
 F64 = torch.float64
+CPU = "native" if native_wins(torch.float32) else "torch"
 SHAPES = [(48, 48), (64, 96), (40, 160), (101, 37), (1, 30), (30, 1)]
 SPECTRA = ["gaussian", *zoo.SPECTRA]
 SCHEDULES = [named("polar-express", 5), named("polar-express", 8), named("keller"), named("cans"), named("cubic")]
@@ -54,9 +56,12 @@ def test_rounding_errors_stay_within_their_bound(schedule, spectrum):
         x, _ = zoo.matrix(spectrum, m, n, seed=m + n)
         exact = reference(x, schedule=schedule, dtype=F64)
         for form in ("plain", "gram"):
-            todo = plan(x.shape, schedule=schedule, form=form)
+            todo = plan(x.shape, schedule=schedule, form=form, backend="torch")
             error = (iterate(normalised(x[None], torch.float32), todo, TorchVerbs())[0].double() - exact).norm()
             assert error <= rounding_bound(todo, x), (form, m, n)
+            todo = plan(x.shape, schedule=schedule, form=form, backend="native")
+            error = (NativeVerbs().run(_normalised_chain, (x[None],), (todo,))[0].double() - exact).norm()
+            assert error <= rounding_bound(todo, x), (form, m, n, "native")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_rounding_errors_stay_within_their_bound(schedule, spectrum):
 def test_without_its_restarts_the_gram_form_breaks_that_bound(name, steps):
     """So the restarts are needed, and the bound is sharp enough to see it."""
     x, _ = zoo.matrix("steep power law", 100, 400, seed=3)
-    todo = plan(x.shape, schedule=name, steps=steps)
+    todo = plan(x.shape, schedule=name, steps=steps, backend="torch")
     assert todo.form == "gram"
     assert todo.restarts
     unsafe = dataclasses.replace(todo, restarts=())
@@ -202,15 +207,16 @@ def test_bad_matrices_do_not_disturb_their_neighbours():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_matrix_of_a_batch_comes_out_as_it_would_alone(threads):
-    """Bit for bit where matrices follow each other at multiples of 64 bytes; else MKL rounds by their alignment."""
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_matrix_of_a_batch_comes_out_as_it_would_alone(threads, backend):
+    """Bit for bit, by torch where matrices are at multiples of 64 bytes: MKL rounds by their alignment."""
     torch.set_num_threads(threads)
     for shape in [(3, 4, 8, 12), (2, 32, 132), (2, 132, 32), (2, 600, 700), (9, 16, 16), (3, 4, 7, 9), (2, 33, 131)]:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-        aligned = shape[-1] % 4 == shape[-2] % 4 == 0
-        for y, matrix in zip(polar(x).flatten(0, -3), x.flatten(0, -3)):
-            alone = polar(matrix)
-            bound = 0 if aligned else 2 * rounding_bound(plan(matrix.shape), matrix)
+        aligned = backend == "native" or shape[-1] % 4 == shape[-2] % 4 == 0
+        for y, matrix in zip(polar(x, backend=backend).flatten(0, -3), x.flatten(0, -3)):
+            alone = polar(matrix, backend=backend)
+            bound = 0 if aligned else 2 * rounding_bound(plan(matrix.shape, backend=backend), matrix)
             assert (y - alone).norm() <= bound, shape
 
 
@@ -292,7 +298,7 @@ def test_products_of_the_gram_form():
     todo = plan((100, 400))
     assert (todo.form, todo.restarts, todo.steps) == ("gram", (3,), 5)
     assert (todo.grams, todo.symmetric_products, todo.long_products) == (2, 9 + 5, 2)
-    assert todo.flops == 2 * 100**2 * (4 * 400 + 14 * 100)
+    assert plan((100, 400), backend="torch").flops == 2 * 100**2 * (4 * 400 + 14 * 100)
     single = plan((100, 400), schedule="keller", steps=1, form="gram")
     assert (single.grams, single.symmetric_products, single.long_products) == (1, 1, 1)
 
@@ -309,9 +315,9 @@ def test_form_follows_the_flops():
 
 def test_working_precision_and_backend_by_device():
     chosen = {
-        (torch.float32, "cpu"): (torch.float32, "torch"),
+        (torch.float32, "cpu"): (torch.float32, CPU),
         (torch.float64, "cpu"): (torch.float64, "torch"),
-        (torch.bfloat16, "cpu"): (torch.float32, "torch"),
+        (torch.bfloat16, "cpu"): (torch.float32, CPU),
         (torch.float32, "cuda"): (torch.float32, "triton"),
         (torch.float16, "cuda"): (torch.float16, "triton"),
         (torch.bfloat16, "cuda"): (torch.float16, "triton"),

@@ -12,6 +12,7 @@ import steepest
 from steepest.conformance.cases.roots import SPECTRA, definite, plant
 from steepest.conformance.root_bounds import CONSTANT, figures, scale_figures
 from steepest.matrix import roots
+from steepest.matrix.native import NativeVerbs
 from steepest.matrix.root_plan import RIDGE_FLOOR, count_products, eigh_in_products, plan
 from steepest.matrix.verbs import TorchVerbs
 from steepest.reference import inverse_root as reference
@@ -254,10 +255,21 @@ def test_absolute_ridge_too_small_for_the_polynomials_is_flagged():
 def test_power_iteration_bounds_the_largest_eigenvalue():
     for n in (1, 2, 5, 40, 300):
         for spectrum in ("rank one", "orthogonal", "log-uniform 1e-3", "one small"):
-            y, _ = roots.scaled(definite(spectrum, n, seed=n, batch=(4,)), torch.float32)
-            largest = torch.linalg.eigvalsh(y.double()).abs().amax(-1)
-            bound = roots.spectral_bound(y)
-            assert (bound >= largest).all() and (bound <= 2 * largest * (1 + 2**-10)).all()
+            a, start = (
+                definite(spectrum, n, seed=n, batch=(4,)),
+                roots._directions(n, torch.float32, torch.device("cpu")),
+            )
+            for verbs in (TorchVerbs(), NativeVerbs()):
+                options = (roots.power_steps(n), torch.float32)
+                y, sizes, before, after = verbs.run(roots._bound_chain, (a, start[None]), options)
+                largest = torch.linalg.eigvalsh(y.double()).abs().amax(-1)
+                bound = roots.spectral_bound(sizes, before, after)
+                assert (bound >= largest).all() and (bound <= 2 * largest * (1 + 2**-10)).all()
+                rows = ((a + a.mT) / 2).double().abs().sum(-1).amax(-1)
+                torch.testing.assert_close(sizes[:, 0, 0], rows, rtol=n * U, atol=0)
+                torch.testing.assert_close(
+                    y * rows[:, None, None].float(), (a + a.mT) / 2, rtol=(n + 4) * U, atol=1e-37
+                )
 
 
 def test_effective_dimension():
@@ -310,7 +322,7 @@ def test_automatic_method_and_precision():
     cuda = plan((4, 1024, 1024), device="cuda")
     assert (cuda.method, cuda.backend, cuda.precision, cuda.wide) == ("composite", "triton", "tf32x3", False)
     assert not plan((4, 64, 64), device="cuda", precision="tf32", ridge=1e-3).mirrored
-    assert [eigh_in_products(n, 1) for n in (4, 16, 2048, 9999)] == [93, 93, 5, 5]
+    assert [eigh_in_products(n, 1, "torch") for n in (4, 16, 2048, 9999)] == [93, 93, 5, 5]
 
 
 @pytest.mark.parametrize(

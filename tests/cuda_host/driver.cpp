@@ -71,6 +71,9 @@ int compare_lists(uint64_t seed, int count, int64_t largest) {
   print("tensors", seen.tensors), print("elements", seen.elements), print("empty", seen.empty);
   print("aligned", seen.aligned), print("shifted", seen.shifted), print("apart", seen.apart);
   print("skipped", seen.skipped), print("scaled", seen.scaled), print("clipped", seen.clipped);
+  print("masters", seen.masters), print("residuals", seen.residuals), print("sources", seen.sources);
+  print("averages", seen.averages), print("block8", seen.block8), print("stochastic", seen.stochastic);
+  print("noise", seen.noise), print("mixed", seen.mixed);
   for (int rule = 0; rule < lists::kRuleCount; ++rule) print(("rule " + std::to_string(rule)).c_str(), seen.rules[rule]);
   print("launches", seen.launches), print("lists_of_several_launches", seen.lists_of_several_launches);
   std::printf("\"lists\": %lld}\n", static_cast<long long>(seen.lists));

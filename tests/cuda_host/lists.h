@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "formula/number.h"
+#include "formula/storage.h"
 #include "steepest/steepest.h"
 
 // Present only in a program linked with AddressSanitizer.
@@ -61,7 +62,13 @@ struct Random {
   double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
 };
 
-inline size_t size_of(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : 2; }
+// Types of residuals, numbered on from steepest_dtype.
+enum { kInt8 = 4, kInt16 = 5 };
+
+inline bool is_float(int32_t dtype) { return dtype < STEEPEST_BLOCK8; }
+inline size_t size_of(int32_t dtype) {
+  return dtype == STEEPEST_FLOAT32 ? 4 : dtype == STEEPEST_BLOCK8 || dtype == kInt8 ? 1 : 2;
+}
 
 inline void write(unsigned char *to, int32_t dtype, float x) {
   using namespace steepest;
@@ -82,8 +89,18 @@ inline float read(const unsigned char *from, int32_t dtype) {
   return dtype == STEEPEST_BFLOAT16 ? widen(bfloat16{bits}) : widen(float16{bits});
 }
 
-enum { kParam, kGrad, kFirstState, kRoles = kFirstState + STEEPEST_MAX_STATES };
-inline const char *const kRoleNames[kRoles] = {"param", "grad", "state 0", "state 1", "state 2"};
+enum {
+  kParam,
+  kGrad,
+  kFirstState,
+  kKept = kFirstState + STEEPEST_MAX_STATES,  // master or residual
+  kSource,
+  kAverage,
+  kFirstExponents,
+  kRoles = kFirstExponents + STEEPEST_MAX_STATES
+};
+inline const char *const kRoleNames[kRoles] = {"param",  "grad",    "state 0",     "state 1",     "state 2",    "kept",
+                                               "source", "average", "exponents 0", "exponents 1", "exponents 2"};
 
 struct RuleChoice {
   int32_t rule;
@@ -100,6 +117,11 @@ constexpr RuleChoice kRules[] = {{STEEPEST_SGD, 0, 0},
                                  {STEEPEST_RMSPROP, STEEPEST_CENTERED | STEEPEST_MOMENTUM, 3},
                                  {STEEPEST_LION, 0, 1},
                                  {STEEPEST_SIGN, 0, 0},
+                                 {STEEPEST_PERTURB, 0, 0},
+                                 {STEEPEST_PERTURB, STEEPEST_BACKUP, 1},
+                                 {STEEPEST_PERTURB, STEEPEST_POWER, 0},
+                                 {STEEPEST_PERTURB, STEEPEST_BACKUP | STEEPEST_POWER, 1},
+                                 {STEEPEST_RESTORE, 0, 0},
                                  {STEEPEST_ADAM, 0, 2},
                                  {STEEPEST_ADAM, STEEPEST_AMSGRAD, 3}};
 constexpr int kRuleCount = sizeof kRules / sizeof kRules[0];
@@ -109,6 +131,7 @@ struct Coverage {
   int64_t lists = 0, tensors = 0, elements = 0, launches = 0, lists_of_several_launches = 0;
   int64_t empty = 0, aligned = 0, shifted = 0, apart = 0;  // tensors
   int64_t skipped = 0, scaled = 0, clipped = 0;            // lists
+  int64_t masters = 0, residuals = 0, sources = 0, averages = 0, block8 = 0, stochastic = 0, noise = 0, mixed = 0;
   int64_t rules[kRuleCount] = {};                          // lists
 };
 
@@ -122,8 +145,7 @@ class List {
                                           {STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32},
                                           {STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32}};
     const int32_t *triple = triples[random.below(5)];
-    const int32_t dtypes[kRoles] = {triple[0], triple[1], triple[2], triple[2], triple[2]};
-    std::memcpy(dtype_, dtypes, sizeof dtype_);
+    set_types(triple[0], triple[1], triple[2]);
     // Half of the lists are Adam's, where most of the engine's own cases are.
     const int chosen = random.one_in(2) ? kRuleCount - 1 - static_cast<int>(random.below(2))
                                         : static_cast<int>(random.below(kRuleCount));
@@ -132,6 +154,7 @@ class List {
     if (random.one_in(2)) choice_.flags |= STEEPEST_DECOUPLED;
     if (choice_.flags & STEEPEST_DECOUPLED && random.one_in(3)) choice_.flags |= STEEPEST_CAUTIOUS;
     clip_value_ = random.one_in(4) ? 0.02 : 0.0;
+    if (random.one_in(2)) choose_storage(random, coverage);
     special_values_ = random.one_in(4);
     const bool long_list = random.one_in(20);
     const int64_t tensors = long_list ? 600 + random.below(900) : 1 + random.below(12);
@@ -171,6 +194,17 @@ class List {
       address_[role].clear();
       for (const Array &array : arrays_[role]) address_[role].push_back(array.data());
     }
+    for (size_t i = 0; i < numel_.size(); ++i) first_index_.push_back(static_cast<int64_t>(i) << 33 | 7);
+    a.first_index = first_index_.data();
+    a.seed = 1234567890123;
+    a.rounding = stochastic_ ? STEEPEST_STOCHASTIC : STEEPEST_NEAREST;
+    if (master_) a.masters = address_[kKept].data();
+    if (residual_bits_) a.residuals = address_[kKept].data();
+    a.residual_bits = residual_bits_;
+    if (source_) a.sources = const_cast<const void *const *>(address_[kSource].data());
+    if (average_) a.averages = address_[kAverage].data();
+    for (int k = 0; k < choice_.states; ++k)
+      if (dtype_[kFirstState] == STEEPEST_BLOCK8) a.state_exponents[k] = address_[kFirstExponents + k].data();
     a.params = address_[kParam].data();
     a.grads = const_cast<const void *const *>(address_[kGrad].data());
     for (int k = 0; k < choice_.states; ++k) a.states[k] = address_[kFirstState + k].data();
@@ -200,6 +234,7 @@ class List {
         const size_t size = size_of(dtype_[role]);
         for (size_t at = 0; at < a.bytes(); at += size) {
           if (std::memcmp(a.data() + at, b.data() + at, size) == 0) continue;
+          if (!is_float(dtype_[role])) return name + " differs at element " + std::to_string(at / size);
           const float x = read(a.data() + at, dtype_[role]), y = read(b.data() + at, dtype_[role]);
           if (std::isnan(x) && std::isnan(y)) continue;
           return name + " differs at element " + std::to_string(at / size) + " of " + std::to_string(a.bytes() / size) +
@@ -210,6 +245,41 @@ class List {
   }
 
  private:
+  void set_types(int32_t param, int32_t grad, int32_t state) {
+    const int32_t dtypes[kRoles] = {param, grad,  state, state, state, STEEPEST_FLOAT32, param, STEEPEST_FLOAT32,
+                                    STEEPEST_BLOCK8, STEEPEST_BLOCK8, STEEPEST_BLOCK8};
+    std::memcpy(dtype_, dtypes, sizeof dtype_);
+  }
+
+  // What the general kernel is for: other combinations of types, and every way to keep tensors that goes with them.
+  void choose_storage(Random &random, Coverage &coverage) {
+    const int32_t param = random.one_in(2) ? STEEPEST_BFLOAT16 : static_cast<int32_t>(random.below(3));
+    const bool low = param != STEEPEST_FLOAT32, brain = param == STEEPEST_BFLOAT16;
+    const bool block8 = random.one_in(3);
+    const int32_t state = block8 ? STEEPEST_BLOCK8 : random.one_in(2) ? STEEPEST_FLOAT32 : param;
+    set_types(param, random.one_in(3) ? static_cast<int32_t>(random.below(3)) : param, state);
+    const uint64_t kept = random.below(4);
+    master_ = low && kept == 0;
+    residual_bits_ = brain && kept == 1 ? 8 : brain && kept == 2 ? 16 : 0;
+    if (residual_bits_) dtype_[kKept] = residual_bits_ == 8 ? kInt8 : kInt16;
+    source_ = !master_ && random.one_in(4);
+    average_ = random.one_in(4);
+    stochastic_ = brain && !residual_bits_ && !master_ && !random.one_in(4);
+    noise_ = random.one_in(3);
+    coverage.masters += master_, coverage.residuals += residual_bits_ != 0, coverage.sources += source_;
+    coverage.averages += average_, coverage.block8 += block8 && choice_.states > 0;
+    coverage.stochastic += stochastic_, coverage.noise += noise_;
+    coverage.mixed += dtype_[kGrad] != param;
+  }
+
+  bool has(int role) const {
+    if (role == kKept) return master_ || residual_bits_;
+    if (role == kSource) return source_;
+    if (role == kAverage) return average_;
+    if (role >= kFirstExponents) return dtype_[kFirstState] == STEEPEST_BLOCK8 && role - kFirstExponents < choice_.states;
+    return role < kFirstState + choice_.states;
+  }
+
   static int64_t random_numel(Random &random, int64_t largest) {
     switch (random.below(8)) {
       case 0: return 0;
@@ -233,6 +303,14 @@ class List {
     hyper.dampening = random.one_in(2) ? 0.0 : random.uniform();
     hyper.alpha = beta2[random.below(3)];
     hyper.lr_decay = random.one_in(2) ? 0.0 : 0.01;
+    hyper.noise_eta = noise_ ? 0.01 : 0.0;
+    hyper.noise_gamma = 0.55;
+    hyper.average_decay = random.one_in(2) ? 0.99 : 0.25;
+    if (choice_.rule == STEEPEST_PERTURB) {
+      static const double orders[] = {1.0, 2.0, std::numeric_limits<double>::infinity()};
+      hyper.q = choice_.flags & STEEPEST_POWER ? 1.0 + std::pow(10.0, 2 * random.uniform() - 1) : orders[random.below(3)];
+      hyper.eps = random.one_in(2) ? 1.0 : 0.01;
+    }
     hyper.step = 1 + static_cast<int64_t>(random.one_in(4) ? 0 : random.below(1000));
     hyper_.push_back(hyper);
   }
@@ -243,8 +321,18 @@ class List {
     const uint64_t lanes = 16 / size_of(dtype_[kParam]);
     const uint64_t kind = random.below(3), shift = kind == 0 ? 0 : random.below(lanes);
     bool apart = false;
-    for (int role = 0; role < kFirstState + choice_.states; ++role) {
+    for (int role = 0; role < kRoles; ++role) {
+      if (!has(role)) continue;
       const size_t size = size_of(dtype_[role]);
+      if (!is_float(dtype_[role])) {
+        const int64_t count = role >= kFirstExponents ? (numel + steepest::kBlock8 - 1) / steepest::kBlock8 : numel;
+        arrays_[role].emplace_back(count * size, random.below(8) * size);
+        // Exponents around 127, codes and residuals of all kinds.
+        for (size_t i = 0; i < count * size; ++i)
+          arrays_[role].back().data()[i] =
+              static_cast<unsigned char>(role >= kFirstExponents ? 100 + random.below(40) : random.below(256));
+        continue;
+      }
       const uint64_t own = role > 0 && kind == 2 ? random.below(lanes) : shift;
       apart |= (own - shift) * size % 16 != 0;
       arrays_[role].emplace_back(numel * size, own * size % 16);
@@ -275,6 +363,9 @@ class List {
   RuleChoice choice_;
   bool special_values_;
   double clip_value_;
+  bool master_ = false, source_ = false, average_ = false, stochastic_ = false, noise_ = false;
+  int32_t residual_bits_ = 0;
+  std::vector<int64_t> first_index_;
   std::vector<int64_t> numel_;
   std::vector<int32_t> hyper_index_;
   std::vector<steepest_hyper> hyper_;

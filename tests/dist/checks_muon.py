@@ -202,3 +202,35 @@ def training_under_ddp_fsdp2_and_hsdp_follows_one_process(rank):
         for (parameter, p), q in zip(inner.named_parameters(), alone.parameters()):
             close = 0 if name == "ddp" or rank.world == 1 else 3 * 0.05 * 1e3 * 2.0**-23 * 10
             assert torch.allclose(whole(p), q, rtol=0, atol=close), (name, parameter, (whole(p) - q).abs().max())
+
+
+@check(2, 4)
+def fused_projections_kernels_and_other_momenta_have_the_bits_of_one_process(rank):
+    """Every matrix inside a parameter has an owner of its own; decay that looks at the step is done by each shard."""
+    mesh = init_device_mesh("cpu", (rank.world,))
+    cases = [
+        ((24, 16), dict(matrices=(8, 8, 8))),
+        ((24, 16), dict(matrices=((16, 2), 8), cautious=True)),
+        ((32, 16), dict(matrices=4, momentum_dtype=torch.bfloat16)),
+        ((8, 4, 3, 3), dict(matrices="flatten")),
+        ((6, 8, 12), dict(matrices="stack", cautious=True)),
+        ((16, 16), dict(norm="schatten4", nesterov=False)),
+    ]
+    for shape, options in cases:
+        group = dict(algorithm="muon", **options)
+        alone = torch.nn.Parameter(torch.randn(shape))
+        p = torch.nn.Parameter(distribute_tensor(alone.detach(), mesh, [Shard(0)]))
+        ours, expected = make([{"params": [p], **group}]), make([{"params": [alone], **group}])
+        for step in range(3):
+            g = tensors(step, [shape])[0]
+            p.grad, alone.grad = distribute_tensor(g, mesh, [Shard(0)]), g
+            ours.step()
+            expected.step()
+        assert same_bits(whole(p), alone), (shape, options, (whole(p) - alone).abs().max())
+    ours.param_groups[0]["normuon"] = 0.95
+    try:
+        ours.step()
+    except NotImplementedError as error:
+        assert "normuon=0.95 is not supported" in str(error)
+    else:
+        raise AssertionError("not refused")

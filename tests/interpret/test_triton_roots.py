@@ -24,7 +24,8 @@ def test_triton_verbs_give_what_torch_verbs_give(p, ridge, method):
     assert (todo.backend, todo.wide) == ("triton", False)
     x, status = execute(a, todo, ridge, False, TritonVerbs(todo.precision))
     y, other = execute(a, todo, ridge, False, TorchVerbs())
-    assert status.ok.all() and torch.equal(status.scale, other.scale)
+    # Both take the same power iterations, whose 7 products of 21 terms may be summed in another order.
+    assert status.ok.all() and (status.scale / other.scale - 1).abs().max() <= 2 * 7 * 21 * U
     assert ((x - y).norm(dim=(-2, -1)) <= 2 * CONSTANT * U / (p * ridge) * y.norm(dim=(-2, -1))).all()
     assert torch.equal(x, x.mT)  # one triangle is computed and mirrored
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from steepest.conformance.memory import Guarded, differing, poisoned_memory
-from steepest.kernels import symmetric
+from steepest.kernels import symmetric, tiles
 from steepest.kernels.symmetric import gram, symmetric_product
 from steepest.matrix.triton_verbs import TritonVerbs
 
@@ -171,6 +171,22 @@ def test_deterministic_and_batch_invariant():
     assert all(differing(together[i], gram(x[i])) == 0 for i in range(5))
 
 
+def test_scalars_on_the_device_multiply_alpha_beta_and_diagonal():
+    """Powers of two: exact, so every bit is that of the same numbers given from the host."""
+    a, b = commuting(40, F32, batch=(2,))
+    scalars = torch.tensor([[2.0, 0.5, 4.0], [-1.0, 8.0, 0.25]])
+    options = dict(alpha=0.7, beta=-1.3, c=a, diagonal=2.5)
+    found = symmetric_product(a, b, scalars=scalars, **options)
+    for i, (x, y, z) in enumerate(scalars.tolist()):
+        alone = dict(alpha=0.7 * x, beta=-1.3 * y, c=a[i], diagonal=2.5 * z)
+        assert differing(found[i], symmetric_product(a[i], b[i], **alone)) == 0
+    x = torch.randn(2, 33, 20)
+    assert differing(gram(x, scalars=torch.tensor([4.0, torch.nan, 1.0])), gram(x, alpha=4.0)) == 0
+    for wrong in (torch.ones(2), torch.ones(3, 3), torch.ones(2, 3, dtype=F16)):
+        with pytest.raises(ValueError, match="gram: scalars are"):
+            gram(x, scalars=wrong)
+
+
 def test_a_bad_matrix_spoils_only_itself():
     x = torch.randn(3, 70, 30)
     clean = gram(x)
@@ -184,7 +200,7 @@ def test_a_bad_matrix_spoils_only_itself():
 @triton.jit
 def row_kernel(t_ptr, out_ptr, SIZE: tl.constexpr):
     offsets = tl.arange(0, SIZE)
-    tl.store(out_ptr + offsets, symmetric.triangular_row(tl.load(t_ptr + offsets)))
+    tl.store(out_ptr + offsets, tiles.triangular_row(tl.load(t_ptr + offsets)))
 
 
 def test_triangular_row_is_exact_at_both_ends_of_every_row():
@@ -199,7 +215,7 @@ def test_triangular_row_is_exact_at_both_ends_of_every_row():
 @triton.jit
 def tile_kernel(out_ptr, rows):
     t = tl.program_id(0)
-    row, column = symmetric.triangular_tile(t.to(tl.int64), rows.to(tl.int64))
+    row, column = tiles.triangular_tile(t.to(tl.int64), rows.to(tl.int64))
     tl.store(out_ptr + 2 * t, row)
     tl.store(out_ptr + 2 * t + 1, column)
 

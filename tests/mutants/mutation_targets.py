@@ -59,6 +59,7 @@ class Target:
 
 FORMULAS, ADAMW_STEP = "tests/formula/test_formulas.py", "tests/cpu/test_adamw_step.py"
 POLAR, VERBS, SCHEDULES = "tests/cpu/test_polar.py", "tests/cpu/test_verbs.py", "tests/reference/test_schedules.py"
+NORM_BOUNDS = "tests/cpu/test_polar_norms.py"
 
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
@@ -93,6 +94,11 @@ LISTED = (
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda.cu", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/storage_stages.cpp", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
+    Target("csrc/formula/random.h", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
+    Target("csrc/formula/storage.h", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
     Target(
         "kernels/adamw.py",
         "adamw",
@@ -126,7 +132,13 @@ LISTED = (
         "polar",
         ("triton-interpreted",),
         ("tests/interpret/test_triton_symmetric.py",),
-        functions=("triangular_row", "triangular_tile", "load_tile", "product_tile", "symmetric_kernel"),
+        functions=("symmetric_kernel",),
+    ),
+    Target(
+        "kernels/tiles.py",
+        "polar",
+        ("triton-interpreted",),
+        ("tests/interpret/test_triton_symmetric.py",),
         roundings=(
             ("acc = dot(left, right, acc, PRECISION)",
              "acc = dot(left, right, acc, PRECISION).to(tl.float16).to(tl.float32)"),
@@ -152,6 +164,17 @@ LISTED = (
         (POLAR,),
         functions=("_restarts", "normalised", "iterate", "_gram_form", "times", "_plain_form", "_polynomial",
                    "_plus_identity"),
+    ),
+    Target("pyext/matrix/tape.py", "polar", ("triton-interpreted",), ("tests/cpu/test_tape.py",)),
+    Target("kernels/chain.py", "polar", ("triton-interpreted",), ("tests/interpret/test_triton_chain.py",)),
+    Target("kernels/grouped.py", "polar", (), ("tests/interpret/test_triton_grouped.py",)),
+    *(
+        Target(file, "polar", (), ("tests/interpret/test_triton_muon.py",))
+        for file in ("kernels/momentum.py", "kernels/long.py", "pyext/matrix/fused_muon.py")
+    ),
+    Target(
+        "pyext/matrix/norm_bounds.py", "polar", ("cpu",), (NORM_BOUNDS,),
+        functions=("initial_size", "tightened", "margin", "_divided"),
     ),
     Target(
         "pyext/matrix/verbs.py",

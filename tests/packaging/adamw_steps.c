@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <steepest/matrix.h>
 #include <steepest/steepest.h>
 
 static int check(steepest_status status) {
@@ -12,8 +13,30 @@ static int check(steepest_status status) {
   return status != STEEPEST_OK;
 }
 
+/* A program of one operation on small integers, whose products are exact: G = X X^T for X = (1 2; 3 4; 5 6). */
+static int gram_is_right(void) {
+  float x[6] = {1, 2, 3, 4, 5, 6}, g[9];
+  const float expected[9] = {5, 11, 17, 11, 25, 39, 17, 39, 61};
+  steepest_matrix_operand operands[2] = {{3, 2, STEEPEST_MATRIX_FLOAT32, 0, NULL, 2, 6},
+                                         {3, 3, STEEPEST_MATRIX_FLOAT32, 0, NULL, 3, 9}};
+  const steepest_matrix_op op = {STEEPEST_MATRIX_SYMMETRIC, STEEPEST_MATRIX_TRANSPOSE_B, 1, 0, 0, -1, 1.0, 0.0, 0.0};
+  steepest_matrix_program program = {sizeof program, 1, 2, NULL, 1, &op};
+  steepest_exec exec;
+  memset(&exec, 0, sizeof exec);
+  exec.struct_size = sizeof exec;
+  operands[0].data = x, operands[1].data = g;
+  program.operands = operands;
+  uint64_t bytes = 0, flops = 0;
+  if (check(steepest_matrix_workspace_size(&exec, &program, &bytes))) return 0;
+  void *workspace = malloc((size_t)bytes);
+  const int failed = check(steepest_matrix_run(&exec, &program, workspace, bytes, &flops));
+  free(workspace);
+  return !failed && !memcmp(g, expected, sizeof g) && flops == 2 * 8 * 16 * 2;
+}
+
 int main(int argc, char **argv) {
   if (argc != 3 || steepest_abi_version() != STEEPEST_ABI_VERSION) return 2;
+  if (!gram_is_right()) return 10;
   const int64_t n = atoll(argv[1]);
   const int64_t steps = atoll(argv[2]);
   float *data = malloc((size_t)(4 * n) * sizeof *data);

@@ -69,6 +69,7 @@ def test_wheel_holds_library_header_and_packages(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "steepest/lib/libsteepest.so", "steepest/include/steepest/steepest.h",
+        "steepest/include/steepest/matrix.h",
         "steepest/lib/cmake/steepest/steepest-config.cmake", "steepest/lib/pkgconfig/steepest.pc",
         "steepest/kernels/adamw.py", "steepest/optim/adamw.py", "steepest/reference/adamw.py",
         "steepest/conformance/registry.py", "steepest/matrix/polar.py",
@@ -167,6 +168,7 @@ def test_sdist_builds_a_wheel(source, tmp_path):
         names = {name.split("/", 1)[-1] for name in tar.getnames()}
         tar.extractall(tmp_path / "unpacked")
     sources = ("csrc/engine/cuda.cu", "csrc/formula/adam.h", "pyext/bind.cpp", "kernels/adamw.py")
+    sources += ("csrc/matrix/kernels.inc", "pyext/bind_matrix.cpp")
     for needed in ("CMakeLists.txt", *sources):
         assert needed in names
     (unpacked,) = (tmp_path / "unpacked").iterdir()

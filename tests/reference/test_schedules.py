@@ -110,6 +110,18 @@ def test_tol_out_of_reach_is_refused():
         minimax(3, 1e-3, tol=1e-17)
 
 
+@pytest.mark.parametrize("p, degree", [(2, 2), (4, 2), (3, 1)])
+def test_any_interval(p, degree):
+    """The spectrum may be in [lower, upper]: as in [lower / upper, 1], with the first step rescaled."""
+    wide, unit = (minimax(p, low, upper=up, degree=degree, steps=3) for low, up in ((2e-4, 200.0), (1e-6, 1.0)))
+    assert (wide.lower, wide.upper) == (2e-4, 200.0)
+    assert wide.coefficients[1:] == unit.coefficients[1:]
+    assert wide.error == pytest.approx(unit.error, rel=1e-9)
+    assert abs(sampled_error(wide) - wide.error) <= SAMPLING + ROUNDING
+    t = dense(2e-4, 200.0, 1000)
+    np.testing.assert_allclose(wide.apply(t), unit.apply(t / 200), rtol=1e-9)
+
+
 @pytest.mark.parametrize("safety", [1.01, 1.05])
 def test_safety_gives_slack_above_one(safety):
     plain, safe = minimax(2, 1e-6, steps=5), minimax(2, 1e-6, steps=5, safety=safety)
@@ -189,6 +201,8 @@ def test_every_named_set_has_a_source():
         ({"lower": 0.0}, "lower must be in"),
         ({"lower": 1.5}, "lower must be in"),
         ({"lower": math.nan}, "lower must be in"),
+        ({"lower": 3.0, "upper": 2.0}, r"lower must be in \(0, 2\], got 3"),
+        ({"upper": math.inf}, "upper must be positive and finite"),
         ({"steps": 0}, "steps must be a positive integer"),
         ({"steps": None}, "exactly one of steps and tol"),
         ({"tol": 0.1}, "exactly one of steps and tol"),

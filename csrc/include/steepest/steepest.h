@@ -92,7 +92,16 @@ typedef enum steepest_rule {
   /* p = p - lr * sign(beta1*m + (1-beta1)*g);  m = beta2*m + (1-beta2)*g;  states: m (Chen et al. 2023) */
   STEEPEST_LION = 4,
   /* p = p - lr * sign(g);  states: none */
-  STEEPEST_SIGN = 5
+  STEEPEST_SIGN = 5,
+  /* Steepest ascent of length rho = lr in the p-norm, 1/p + 1/q = 1, with T = alpha*|p| + eps and x = T*grad:
+   * b = p (STEEPEST_BACKUP);  p = p + rho * T * sign(x) * (|x| / norm_q(x))^(q-1)  (minus with STEEPEST_MAXIMIZE)
+   * *grad_scale is the largest |x| and *clip_coefficient that divided by the norm, both over all tensors together;
+   * q = 1 needs neither; q = inf moves the largest |x| alone, and *clip_coefficient is 1 / how many there are.  What
+   * is not finite moves nothing.  T = 1: alpha 0, eps 1.  STEEPEST_POWER for q other than 1, 2 and inf.
+   * states: b, or none (Foret et al. 2021; Kwon et al. 2021) */
+  STEEPEST_PERTURB = 6,
+  /* p = grad: back to a copy, rounded where it is wider;  states: none */
+  STEEPEST_RESTORE = 7
 } steepest_rule;
 
 /* steepest_step_args.flags */
@@ -103,7 +112,9 @@ enum {
   STEEPEST_AMSGRAD = 8,
   STEEPEST_NESTEROV = 16,
   STEEPEST_CENTERED = 32,
-  STEEPEST_MOMENTUM = 64
+  STEEPEST_MOMENTUM = 64,
+  STEEPEST_BACKUP = 4096,
+  STEEPEST_POWER = 8192
 };
 
 #define STEEPEST_MAX_STATES 3
@@ -119,11 +130,12 @@ typedef struct steepest_hyper {
   double eps;          /* >= 0   Adam, Adagrad, RMSprop */
   double momentum;     /* >= 0   SGD, RMSprop */
   double dampening;    /*        SGD */
-  double alpha;        /* [0, 1] RMSprop */
+  double alpha;        /* [0, 1] RMSprop; Perturb: T = alpha*|p| + eps */
   double lr_decay;     /* >= 0   Adagrad */
   double noise_eta;    /* >= 0   variance of the gradient noise before annealing (Neelakantan et al. 2015) */
   double noise_gamma;  /* >= 0   its annealing */
   double average_decay; /* [0, 1] of averages */
+  double q;            /* >= 1   Perturb */
   int64_t step;        /* number t of this step, the first being 1 */
 } steepest_hyper;
 
@@ -177,6 +189,10 @@ STEEPEST_API steepest_status steepest_step(const steepest_exec *exec, const stee
 STEEPEST_API steepest_status steepest_step_launches(const steepest_exec *exec, const steepest_step_args *args,
                                                     int64_t *launches);
 
+/* Bytes that the same call reads and writes, by its plan; what CPU caches fetch beyond that is not counted. */
+STEEPEST_API steepest_status steepest_step_traffic(const steepest_exec *exec, const steepest_step_args *args,
+                                                   uint64_t *bytes);
+
 /* One read of many tensors: sum of |x|^q, largest |x|, and with it whether anything is not finite.  The order of the sum
  * depends on the sizes alone, not on threads or vector widths; it is taken in float64. */
 typedef struct steepest_survey_args {
@@ -188,6 +204,11 @@ typedef struct steepest_survey_args {
   int32_t reserved;
   double q;                   /* >= 1, or inf: the sum is then 0 */
   double scale;               /* > 0: |x / scale|^q is summed; 1 for q = 1 and 2 */
+  const void *const *weights; /* [num_tensors], or NULL: x times (alpha*|weight| + eps), in float32, stands for x */
+  int32_t weight_dtype;
+  int32_t inner;              /* 1: power_sum is the inner product, the sum of x * weight; q 1, scale 1 */
+  double alpha;               /* >= 0 */
+  double eps;                 /* >= 0 */
 } steepest_survey_args;
 
 typedef struct steepest_survey_result {
@@ -202,6 +223,30 @@ STEEPEST_API steepest_status steepest_survey_workspace_size(const steepest_exec 
 STEEPEST_API steepest_status steepest_survey(const steepest_exec *exec, const steepest_survey_args *args,
                                              void *workspace, uint64_t workspace_bytes,
                                              steepest_survey_result *result);
+STEEPEST_API steepest_status steepest_survey_traffic(const steepest_exec *exec, const steepest_survey_args *args,
+                                                     uint64_t *bytes);
+
+/* Weight normalisation (Salimans & Kingma 2016) of float32 rows, CPU only:
+ *   norms[i] = |v_i|,  w_i = g[i] v_i / norms[i]
+ *   grad_g[i] = <grad_w_i, v_i> / norms[i],  grad_v_i = g[i] / norms[i] (grad_w_i - <grad_w_i, v_i> / norms[i]^2 v_i)
+ * Sums are float64, in an order that depends on the number of columns alone.  A row of zeros gives zeros. */
+typedef struct steepest_weight_norm_args {
+  uint64_t struct_size;
+  int64_t rows, columns; /* >= 0 */
+  const float *v;        /* [rows * columns] */
+  const float *g;        /* [rows] */
+  float *norms;          /* [rows]: written by steepest_weight_norm, read by steepest_weight_norm_backward */
+  float *w;              /* [rows * columns] forward only, likewise not v */
+  const float *grad_w;   /* [rows * columns] the rest: backward only */
+  float *grad_v;         /* [rows * columns] */
+  float *grad_g;         /* [rows] */
+} steepest_weight_norm_args;
+
+/* Reads v and writes w: 8 bytes per element where a row fits in a core's cache. */
+STEEPEST_API steepest_status steepest_weight_norm(const steepest_exec *exec, const steepest_weight_norm_args *args);
+/* Reads v and grad_w and writes grad_v: 12 bytes per element, likewise. */
+STEEPEST_API steepest_status steepest_weight_norm_backward(const steepest_exec *exec,
+                                                           const steepest_weight_norm_args *args);
 
 STEEPEST_API uint32_t steepest_abi_version(void);
 STEEPEST_API const char *steepest_version(void);

@@ -53,7 +53,7 @@ def compile_triton(archs: list[str]) -> Iterator[Compiled]:
     from steepest.conformance.aot.triton import faults
     from steepest.kernels import aot
 
-    variants = aot.adamw_variants() + aot.symmetric_variants()
+    variants = aot.all_variants()
     for arch in archs:
         for start in range(0, len(variants), CHUNK):
             for row in aot.report([arch], variants[start : start + CHUNK]):

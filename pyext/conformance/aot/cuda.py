@@ -25,6 +25,8 @@ TYPES = {
     "NS_8bfloat16ES3_f": ("bfloat16", "bfloat16", "float32"),
     "NS_7float16ES3_f": ("float16", "float16", "float32"),
 }
+GENERAL = ("any", "any", "any")  # types of the kernels in cuda_general.cu, which ask for them at run time
+SOURCES = ("cuda.cu", "cuda_general.cu")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Largest shared memory of a block in KiB, CUDA C++ Programming Guide, technical specifications per compute capability.
 SHARED_KIB = {
@@ -59,7 +61,7 @@ class Kernel:
 
 @dataclass
 class Build:
-    object_file: Path
+    object_files: list[Path]
     cpu_seconds: float
     kernels: dict[str, dict[Name, Kernel]]  # by architecture, "90"
 
@@ -109,38 +111,39 @@ def nvcc(*options) -> str:
 
 
 def compile_engine(folder: Path, architectures: Sequence[str]) -> Build:
-    """cuda.cu for all `architectures`, as the library is built, with PTX of the last."""
-    target = folder / "cuda.o"
+    """All sources for all `architectures`, as the library is built, with PTX of the last."""
+    targets = [folder / f"{Path(name).stem}.o" for name in SOURCES]
     *real, last = architectures
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in real]
     codes.append(f"-gencode=arch=compute_{last},code=[sm_{last},compute_{last}]")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     options = ["-Xptxas=-v", "-Xcompiler=-fPIC", "-Xfatbin=-compress-all"]
-    log = nvcc(*options, *codes, "-c", CSRC / "engine" / "cuda.cu", "-o", target)
+    log = "".join(nvcc(*options, *codes, "-c", CSRC / "engine" / n, "-o", to) for n, to in zip(SOURCES, targets))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Build(target, seconds, read_resources(log))
+    return Build(targets, seconds, read_resources(log))
 
 
 def expected_kernels() -> set[Name]:
-    """Every rule in every combination of types; without states, theirs makes no difference."""
-    return {
+    """Every rule in every combination of types, and in general; without states, theirs makes no difference."""
+    return {(GENERAL, rule) for rule in STATES} | {
         (types, rule) for rule, states in STATES.items() for types in TYPES.values() if states or types[1] == types[2]
     }
 
 
 def kernel_name(mangled: str) -> Name:
     rules = "|".join(sorted({rule.split("<")[0] for rule in STATES}))
-    found = re.search(rf"step_kernelI(?:I?)(.+?)NS_\d+({rules})(?:I((?:Lb[01]E)+)E)?E", mangled)
+    found = re.search(rf"(?:step|general)_kernelI(?:I?)(.*?)NS_\d+({rules})(?:I((?:Lb[01]E)+)E)?E", mangled)
     options = ", ".join({"0": "false", "1": "true"}[digit] for digit in re.findall(r"Lb([01])E", found[3] or ""))
-    return TYPES[found[1]], found[2] + (f"<{options}>" if options else "")
+    types = GENERAL if "general_kernel" in mangled else TYPES[found[1]]
+    return types, found[2] + (f"<{options}>" if options else "")
 
 
 def read_resources(log: str) -> dict[str, dict[Name, Kernel]]:
     """From the output of `ptxas -v`."""
     kernels: dict[str, dict[Name, Kernel]] = {}
     pattern = (
-        r"Compiling entry function '(\S*step_kernel\S*)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, "
+        r"Compiling entry function '(\S*(?:step|general)_kernel\S*)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, "
         r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
     )
     for name, architecture, stack, stores, loads, registers, rest in re.findall(pattern, log, re.DOTALL):
@@ -153,7 +156,8 @@ def read_resources(log: str) -> dict[str, dict[Name, Kernel]]:
 def disassemble(build: Build) -> None:
     """Fills in the kernels' code."""
     for architecture, kernels in build.kernels.items():
-        text = run(find_cuobjdump(), "-sass", "-arch", f"sm_{architecture}", build.object_file).stdout
+        objects = [run(find_cuobjdump(), "-sass", "-arch", f"sm_{architecture}", o).stdout for o in build.object_files]
+        text = "".join(objects)
         for function in text.split("Function : ")[1:]:
             code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(\S.*?)\s*;", function)
             kernels[kernel_name(function.split()[0])].code = [(int(at, 16), instruction) for at, instruction in code]
@@ -181,6 +185,8 @@ def resource_faults(name: Name, kernel: Kernel) -> list[str]:
 
 def access_faults(name: Name, kernel: Kernel) -> list[str]:
     """The main loop must move 16 bytes at a time, and have all loads on their way before the first store."""
+    if name[0] == GENERAL:
+        return []  # consecutive threads, consecutive elements
     (param, grad, state), rule = name
     # A thread steps as many elements as 16 bytes of parameters hold: one access of them, two of a float32 state
     # beside them.

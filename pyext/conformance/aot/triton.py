@@ -47,5 +47,39 @@ def symmetric_faults(row: Row) -> list[str]:
     return found
 
 
+def chain_faults(row: Row) -> list[str]:
+    """The architecture's large tensor cores for all but plain float32, and loads of 16 bytes."""
+    large = next(name for family, name in TENSOR_CORE.items() if row.arch[:-1] == family)
+    wanted = "" if " ieee " in row.variant else large
+    found = []
+    if row.tensor_core != wanted:
+        found.append(f"tensor-core class {row.tensor_core or 'none'}, expected {wanted or 'none'}")
+    if row.widest_load != 16:
+        found.append(f"widest load {row.widest_load} bytes, expected 16")
+    return found
+
+
+def momentum_faults(row: Row) -> list[str]:
+    """Loads of 16 bytes (8 where one role has half the size of the other) for aligned tensors."""
+    if " aligned" in row.variant and row.widest_load < 16:
+        return [f"widest load {row.widest_load} bytes, expected 16"]
+    return []
+
+
+def no_faults(row: Row) -> list[str]:
+    """Spills and shared memory are all that matters."""
+    return []
+
+
 # A kernel without an entry cannot be reported: say here what its machine code must be like.
-EXPECTATIONS = {"adamw_kernel": adamw_faults, "symmetric_kernel": symmetric_faults}
+EXPECTATIONS = {
+    "adamw_kernel": adamw_faults,
+    "chain_kernel": chain_faults,
+    "grouped_kernel": symmetric_faults,
+    "long_kernel": symmetric_faults,
+    "momentum_kernel": momentum_faults,
+    "norm_kernel": no_faults,
+    "product_kernel": symmetric_faults,
+    "statistics_kernel": symmetric_faults,
+    "symmetric_kernel": symmetric_faults,
+}

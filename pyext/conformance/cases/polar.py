@@ -14,8 +14,9 @@ from steepest.conformance.backends import cuda_missing, interpreter_missing, tri
 from steepest.conformance.compare import bits_figure
 from steepest.conformance.memory import Guarded
 from steepest.conformance.polar_bounds import Measured, measure
-from steepest.conformance.registry import INTERPRETED, Backend, Case, Figure, Op, Problem, register
-from steepest.matrix.polar import Plan, iterate, normalised, plan, polar
+from steepest.conformance.registry import DTYPES, INTERPRETED, Backend, Case, Figure, Op, Problem, register
+from steepest.matrix.norm_bounds import initial_size
+from steepest.matrix.polar import UNIT_ROUNDOFF, Plan, iterate, normalised, plan, polar
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,15 @@ class PolarCase(Case):
     steps: int = 5
     lower: float = 1e-3
     tol: float | None = None
+    norm: str = "auto"
     layout: str = "contiguous"
     offset: int = 0
     planted: str | None = None  # "nan" or "-inf", put into one element of the second matrix of the batch
     scale: float = 1.0
 
     def options(self) -> dict:
-        return {"schedule": self.schedule, "steps": self.steps, "lower": self.lower, "tol": self.tol}
+        named = {name: getattr(self, name) for name in ("schedule", "steps", "lower", "tol")}
+        return named if self.norm == "auto" else {**named, "norm": self.norm}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,6 +50,8 @@ SPECTRA = zoo.NAMES
 # Enough where time is short.
 TELLING = ("gaussian", "exponential", "log-uniform 1e-6", "rank deficient", "zero", "recorded up, step 200")
 SHAPES = ((1, 1), (1, 17), (17, 1), (2, 130), (33, 65), (65, 33), (48, 160), (160, 48))
+# Aspects 1.5, 4 and 16, both ways and with odd sizes; each spectrum meets each of them once in the full run.
+ASPECTS = ((40, 60), (63, 41), (21, 84), (92, 23), (13, 208), (176, 11))
 SCHEDULES = (("polar-express", 8), ("polar-express-safe", 8), ("keller", 5), ("you", 5), ("cans", 5))
 SCHEDULES += (("cubic", 5), ("deepseek-v4", 10))
 
@@ -69,6 +74,19 @@ CASES = (
         PolarCase(f"{m} x {n}", spectrum="log-uniform 1e-3", m=m, n=n, interpreted=_short(m <= n and n < 100))
         for m, n in SHAPES
     ),
+    *(
+        PolarCase(
+            f"{name}, {m} x {n}, batch",
+            spectrum=name,
+            m=m,
+            n=n,
+            batch=(2,),
+            quick=False,
+            interpreted="never",
+            dtypes=tuple(DTYPES)[k % 3 : k % 3 + 1],
+        )
+        for k, (name, (m, n)) in enumerate(itertools.product(SPECTRA, ASPECTS), 1)
+    ),
     PolarCase("empty, 0 x 5", m=0, n=5),
     PolarCase("empty, 5 x 0", m=5, n=0),
     PolarCase("empty batch", m=3, n=4, batch=(0,)),
@@ -85,6 +103,43 @@ CASES = (
     PolarCase("1 step", steps=1, m=20, n=90, dtypes=FLOAT32),
     PolarCase("minimax, 6 steps, from 1e-4", schedule="minimax", steps=6, lower=1e-4, m=30, n=30, dtypes=FLOAT32),
     PolarCase("tol 1e-5", tol=1e-5, spectrum="arithmetic", m=30, n=90, dtypes=FLOAT32),
+    *(
+        PolarCase(
+            f"{norm}, {s}, {k} steps, {m} x {n}",
+            spectrum=spectrum,
+            norm=norm,
+            schedule=s,
+            steps=k,
+            m=m,
+            n=n,
+            dtypes=d,
+            interpreted=_short(k == 4),
+            quick=spectrum in TELLING,
+        )
+        for norm, s, k, m, n, spectrum, d in (
+            ("schatten4", "tuned", 5, 48, 48, "gaussian", ("float32", "bfloat16")),
+            ("schatten4", "tuned", 4, 33, 65, "exponential", ("float32", "float16")),
+            ("schatten4", "polar-express", 5, 48, 160, "recorded up, step 200", FLOAT32),
+            ("schatten4", "cubic", 5, 40, 48, "power law", FLOAT32),
+            ("schatten8", "tuned", 5, 160, 48, "log-uniform 1e-6", FLOAT32),
+            ("schatten8", "tuned", 4, 48, 90, "rank deficient", ("float32", "bfloat16")),
+            ("schatten8", "polar-express", 5, 48, 48, "zero", FLOAT32),
+            ("schatten8", "keller", 5, 20, 33, "rank one", FLOAT32),
+            ("schatten8", "cubic", 5, 40, 48, "huge", FLOAT32),
+            ("schatten8", "tuned", 6, 64, 64, "tiny", FLOAT32),
+            ("frobenius", "tuned", 5, 48, 60, "clustered", FLOAT32),
+        )
+    ),
+    PolarCase(
+        "NaN in one of three, schatten8",
+        m=24,
+        n=40,
+        batch=(3,),
+        planted="nan",
+        norm="schatten8",
+        schedule="tuned",
+        dtypes=FLOAT32,
+    ),
     PolarCase("layout transposed", m=50, n=20, batch=(2,), layout="transposed"),
     PolarCase("layout gaps", m=21, n=50, layout="gaps"),
     *(PolarCase(f"misaligned {k}", m=33, n=29, offset=k, dtypes=FLOAT32) for k in (1, 3)),
@@ -155,12 +210,22 @@ def least_bytes(case: PolarCase, dtype: torch.dtype) -> int:
 
 def flops(case: PolarCase) -> int:
     """Of the cheaper form, with symmetric products at half price."""
-    return plan(case.shape, torch.float32, "cuda", backend="triton", **case.options()).flops
+    n, m = sorted((case.m, case.n))
+    plans = [
+        plan(case.shape, torch.float32, "cuda", backend="triton", form=f, **case.options()) for f in ("plain", "gram")
+    ]
+    return min(round(2 * n * n * (1.5 * p.grams * m + 0.5 * p.symmetric_products * n)) for p in plans) * math.prod(
+        case.batch
+    )
 
 
 def _reference(x, **options):
     """In float32 for 16-bit input, as the CPU works."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    todo = plan(x.shape, wide.dtype, "cpu", **options)  # which says what "tuned" and "auto" come to
+    options["norm"] = todo.norm
+    if options["schedule"] == "tuned":
+        options["schedule"] = todo.schedule
     return reference.polar(wide, **options).to(x.dtype)
 
 
@@ -171,7 +236,8 @@ def _interpreted(x, *, dtype=None, **options):
     todo = plan(x.shape, x.dtype, "cuda", working=dtype, backend="triton", **options)
     if not x.numel():
         return torch.empty_like(x)
-    y = normalised(x.reshape(-1, *x.shape[-2:]), todo.dtype)
+    size = initial_size(todo.norm, min(x.shape[-2:]), UNIT_ROUNDOFF[todo.dtype])
+    y = normalised(x.reshape(-1, *x.shape[-2:]), todo.dtype, size)
     return iterate(y, todo, TritonVerbs()).to(x.dtype).reshape(x.shape)
 
 

@@ -41,7 +41,7 @@ def polar_op(subjects: list[Subject]) -> Op:
     cases = tuple(
         replace(case, schedule=schedule, steps=schedule.steps)
         for case in polar.CASES
-        if (case.schedule, case.steps, case.tol) == (default, polar.PolarCase("").steps, None)
+        if (case.schedule, case.steps, case.tol, case.norm) == (default, polar.PolarCase("").steps, None, "auto")
         and case.m * case.n <= LARGEST
     )
     return replace(

@@ -2,7 +2,7 @@
 // access out of bounds and ThreadSanitizer every missing __syncthreads().  Include it before the CUDA source:
 //   g++ -x c++ -include cuda_shim.h cuda.cu
 // It covers what csrc/engine uses and no more: thread and block indices in one dimension, shared memory, block
-// barriers, 16-byte streaming accesses, and launches through STEEPEST_LAUNCH.
+// barriers, 16-byte streaming accesses, atomicMax, and launches through STEEPEST_LAUNCH.
 #pragma once
 
 #include <pthread.h>
@@ -26,6 +26,13 @@ struct uint4 {
 
 inline uint4 __ldcs(const uint4 *from) { return *from; }
 inline void __stcs(uint4 *to, uint4 value) { *to = value; }
+
+inline unsigned atomicMax(unsigned *address, unsigned value) {
+  unsigned old = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (old < value && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return old;
+}
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDevice = 101, cudaErrorLaunchFailure = 719 };
 using cudaStream_t = struct CUstream_st *;

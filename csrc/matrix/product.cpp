@@ -1,0 +1,151 @@
+#include "matrix/product.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+namespace steepest::matrix {
+namespace {
+
+// An operand is used where it lies, if its rows can be read in whole tiles and the part that a run reads is small enough
+// for the first-level TLB and the L2 cache.
+constexpr int64_t kDirectBytes = 288 << 10;
+
+// op(a)^T or op(b): row k holds term k.
+template <class T>
+struct Terms {
+  const Operand<T> &x;
+  bool rows_are_terms;  // else its columns are
+  bool direct;
+
+  Terms(const Operand<T> &operand, bool by_rows)
+      : x(operand),
+        rows_are_terms(by_rows),
+        direct(by_rows && operand.padded &&
+               operand.rows * operand.ld * static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}
+
+  // Terms [k, k + count) of `width` elements from `first` on: rows of kPanel, zeros up to a multiple of 16.
+  void pack(int64_t k, int64_t count, int64_t first, int64_t width, T *to) const {
+    const int64_t whole = round_up(width, kGranule);
+    if (rows_are_terms) {
+      const T *from = x.at + k * x.ld + first;
+      for (int64_t i = 0; i < count; ++i, from += x.ld, to += kPanel) {
+        if (width == kPanel)
+          std::copy_n(from, kPanel, to);  // of a length known to the compiler
+        else
+          std::fill(std::copy_n(from, width, to), to + whole, T(0));
+      }
+      return;
+    }
+    kernels<T>().transpose(x.at + first * x.ld + k, x.ld, to, kPanel, width, count);
+    if (whole > width)
+      for (int64_t i = 0; i < count; ++i) std::fill(to + i * kPanel + width, to + i * kPanel + whole, T(0));
+  }
+};
+
+struct Rectangle {
+  int64_t top, bottom, left, right;
+};
+
+// Off the diagonal first: those are the longer tasks.
+std::pair<int64_t, int64_t> triangle_place(int64_t task, int64_t blocks) {
+  for (int64_t i = 1; i < blocks; ++i) {
+    if (task < i) return {i, task};
+    task -= i;
+  }
+  return {task, task};
+}
+
+template <class T>
+Rectangle rectangle(const Product<T> &p, int64_t task) {
+  const int64_t rows = p.d.rows, cols = p.d.cols, side = p.side;
+  int64_t i, j;
+  if (p.symmetric) {
+    std::tie(i, j) = triangle_place(task, (rows + side - 1) / side);
+  } else {
+    const int64_t across = (cols + side - 1) / side;
+    i = task / across, j = task % across;
+  }
+  return {i * side, std::min(rows, (i + 1) * side), j * side, std::min(cols, (j + 1) * side)};
+}
+
+// One tile of d at (i, j), straight into d where whole tiles may be written, by way of a buffer at an edge.
+template <class T>
+void put_tile(const Product<T> &p, const Kernels<T> &loops, Buffers<T> &buffers, int64_t i, int64_t j, int64_t width,
+              const T *a, ptrdiff_t lda, const T *b, ptrdiff_t ldb, int64_t count, bool first_run) {
+  const Operand<T> &c = first_run ? p.c : p.d;
+  const T beta = first_run ? p.beta : T(1);
+  const auto whole = [&](const Operand<T> &x) { return x.padded || (i + kStrip <= x.rows && j + width <= x.cols); };
+  const int64_t height = std::min(kStrip, p.d.rows - i), valid = std::min(width, p.d.cols - j);
+  const T *from = c.at ? c.at + i * c.ld + j : nullptr;
+  ptrdiff_t ldc = c.ld;
+  if (from && !whole(c)) {
+    for (int64_t r = 0; r < height; ++r) {
+      std::copy_n(from + r * c.ld, valid, buffers.c + r * kPanel);
+      std::fill(buffers.c + r * kPanel + valid, buffers.c + r * kPanel + width, T(0));
+    }
+    from = buffers.c, ldc = kPanel;
+  }
+  T *const to = p.d.at + i * p.d.ld + j;
+  if (whole(p.d)) return loops.tile(a, lda, b, ldb, count, width, p.alpha, beta, from, ldc, to, p.d.ld);
+  loops.tile(a, lda, b, ldb, count, width, p.alpha, beta, from, ldc, buffers.d, kPanel);
+  for (int64_t r = 0; r < height; ++r) std::copy_n(buffers.d + r * kPanel, valid, to + r * p.d.ld);
+}
+
+template <class T>
+void add_diagonal(const Product<T> &p, const Rectangle &r) {
+  for (int64_t i = std::max(r.top, r.left); i < std::min(r.bottom, r.right); ++i) p.d.at[i * p.d.ld + i] += p.gamma;
+}
+
+// What lies above the diagonal, from what lies below.
+template <class T>
+void mirror(const Operand<T> &d, const Rectangle &r) {
+  if (r.top == r.left) return kernels<T>().mirror(d.at + r.top * d.ld + r.top, d.ld, r.bottom - r.top);
+  kernels<T>().transpose(d.at + r.top * d.ld + r.left, d.ld, d.at + r.left * d.ld + r.top, d.ld, r.bottom - r.top,
+                         r.right - r.left);
+}
+
+}  // namespace
+
+int64_t product_tasks(int64_t rows, int64_t cols, bool symmetric, int64_t side) {
+  const int64_t down = (rows + side - 1) / side, across = (cols + side - 1) / side;
+  return symmetric ? down * (down + 1) / 2 : down * across;
+}
+
+template <class T>
+int64_t run_product_task(const Product<T> &p, int64_t task, Buffers<T> &buffers) {
+  const Kernels<T> &loops = kernels<T>();
+  const Rectangle r = rectangle(p, task);
+  const Terms<T> a(p.a, p.transpose_a), b(p.b, !p.transpose_b);
+  int64_t flops = 0;
+  // A sum of no terms still scales c.
+  for (int64_t k = 0; k < std::max<int64_t>(p.terms, 1); k += kRun<T>) {
+    const int64_t count = std::min(kRun<T>, p.terms - k);
+    if (!b.direct)
+      for (int64_t j = r.left; j < r.right; j += kPanel)
+        b.pack(k, count, j, std::min(kPanel, r.right - j), buffers.b + (j - r.left) * kRun<T>);
+    for (int64_t panel = r.top; panel < r.bottom; panel += kPanel) {
+      const int64_t panel_end = std::min(panel + kPanel, r.bottom);
+      if (!a.direct) a.pack(k, count, panel, panel_end - panel, buffers.a);
+      for (int64_t i = panel; i < panel_end; i += kStrip) {
+        const T *const from_a = a.direct ? p.a.at + k * p.a.ld + i : buffers.a + (i - panel);
+        const int64_t right = round_up(p.symmetric ? std::min(r.right, i + kStrip) : r.right, kGranule);
+        for (int64_t j = r.left; j < right; j += kPanel) {
+          const int64_t width = std::min(kPanel, right - j);
+          const T *const from_b = b.direct ? p.b.at + k * p.b.ld + j : buffers.b + (j - r.left) * kRun<T>;
+          put_tile(p, loops, buffers, i, j, width, from_a, a.direct ? p.a.ld : kPanel, from_b,
+                   b.direct ? p.b.ld : kPanel, count, k == 0);
+          flops += 2 * kStrip * width * count;
+        }
+      }
+    }
+  }
+  if (p.gamma != 0) add_diagonal(p, r);
+  if (p.symmetric) mirror(p.d, r);
+  return flops;
+}
+
+template int64_t run_product_task(const Product<float> &, int64_t, Buffers<float> &);
+template int64_t run_product_task(const Product<double> &, int64_t, Buffers<double> &);
+
+}  // namespace steepest::matrix

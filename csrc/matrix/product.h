@@ -1,0 +1,51 @@
+// One dense product, cut into tasks: rectangles of the result that one thread computes from start to end.
+#pragma once
+
+#include <cstdint>
+
+#include "matrix/kernels.h"
+
+namespace steepest::matrix {
+
+// Products are summed in runs of so many terms: a packed panel of 48 columns is then 48 KiB.  (Runs have the same bounds
+// in every task, so that a result does not depend on how it was cut.)
+template <class T>
+constexpr int64_t kRun = 1024 / sizeof(T);
+constexpr int64_t kMostSide = 384;  // of a task's rectangle: its packed part of b stays in the L2 cache
+
+constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+template <class T>
+struct Operand {
+  T *at = nullptr;
+  int64_t rows = 0, cols = 0;
+  ptrdiff_t ld = 0;
+  bool padded = false;  // rows up to a multiple of 8 and columns up to one of 16 may be read and written
+};
+
+// d = alpha op(a) op(b) + beta c + gamma I; `symmetric` computes the lower triangle and mirrors it.
+template <class T>
+struct Product {
+  Operand<T> d, a, b, c;
+  bool transpose_a, transpose_b, symmetric;
+  T alpha, beta, gamma;
+  int64_t terms;  // length of the sums
+  int64_t side;   // of a task, a multiple of 16, at most kMostSide
+};
+
+// What a thread packs into.
+template <class T>
+struct Buffers {
+  alignas(64) T a[kRun<T> * kPanel];
+  alignas(64) T b[kRun<T> * kMostSide];
+  alignas(64) T c[kStrip * kPanel];
+  alignas(64) T d[kStrip * kPanel];
+};
+
+int64_t product_tasks(int64_t rows, int64_t cols, bool symmetric, int64_t side);
+
+// Returns the floating-point operations executed.
+template <class T>
+int64_t run_product_task(const Product<T> &product, int64_t task, Buffers<T> &buffers);
+
+}  // namespace steepest::matrix

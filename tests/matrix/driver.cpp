@@ -1,0 +1,197 @@
+// Programs on arrays that end where their last element does, against sums in double; and every instruction set's loops
+// against each other's definition.  Prints what is wrong; exit status 1 then.
+#include "matrix/kernels.cpp"  // its instruction sets are in no header
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "steepest/matrix.h"
+
+namespace {
+
+int failures = 0;
+std::mt19937 generator(7);
+
+void fail(const char *what, int64_t m, int64_t n, int64_t k, double off, double bound) {
+  std::printf("%s %lld x %lld x %lld: off by %g, at most %g\n", what, static_cast<long long>(m), static_cast<long long>(n),
+              static_cast<long long>(k), off, bound);
+  ++failures;
+}
+
+// rows x cols with `gap` elements of NaN between rows and none after the last, `shift` elements off its alignment.
+template <class T>
+struct Array {
+  int64_t rows, cols, ld;
+  std::unique_ptr<T[]> memory;
+  T *at;
+  Array(int64_t rows_, int64_t cols_, int64_t gap, int64_t shift) : rows(rows_), cols(cols_), ld(cols_ + gap) {
+    const int64_t size = shift + (rows > 0 ? (rows - 1) * ld + cols : 0);
+    memory.reset(new T[size > 0 ? size : 1]);
+    std::fill_n(memory.get(), size, std::numeric_limits<T>::quiet_NaN());
+    at = memory.get() + shift;
+    std::normal_distribution<double> normal;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < cols; ++j) at[i * ld + j] = static_cast<T>(normal(generator));
+  }
+  double get(int64_t i, int64_t j, bool transposed) const { return transposed ? at[j * ld + i] : at[i * ld + j]; }
+  steepest_matrix_operand operand() {
+    return {rows, cols, sizeof(T) == 8 ? STEEPEST_MATRIX_FLOAT64 : STEEPEST_MATRIX_FLOAT32, 0, at, ld, rows * ld};
+  }
+};
+
+void must(steepest_status status) {
+  if (status == STEEPEST_OK) return;
+  std::printf("%s\n", steepest_last_error());
+  std::exit(2);
+}
+
+void run(std::vector<steepest_matrix_operand> operands, std::vector<steepest_matrix_op> ops, int threads) {
+  steepest_exec exec = {};
+  exec.struct_size = sizeof exec;
+  exec.num_threads = threads;
+  const steepest_matrix_program program = {sizeof program,
+                                           1,
+                                           static_cast<int64_t>(operands.size()),
+                                           operands.data(),
+                                           static_cast<int64_t>(ops.size()),
+                                           ops.data()};
+  uint64_t bytes = 0;
+  must(steepest_matrix_workspace_size(&exec, &program, &bytes));
+  std::vector<uint64_t> workspace(bytes / 8 + 1, ~uint64_t{0});  // NaN
+  must(steepest_matrix_run(&exec, &program, workspace.data(), bytes, nullptr));
+}
+
+// d = alpha op(a) op(b) + beta c + gamma I straight from and to arrays, and by way of scratch.
+template <class T>
+void check_product(int64_t m, int64_t n, int64_t k, uint32_t flags, bool symmetric, int threads, bool by_scratch) {
+  const bool ta = flags & STEEPEST_MATRIX_TRANSPOSE_A, tb = flags & STEEPEST_MATRIX_TRANSPOSE_B;
+  Array<T> a(ta ? k : m, ta ? m : k, 3, 1), b(tb ? n : k, tb ? k : n, 0, 2), c(m, n, 1, 3), d(m, n, 5, 1);
+  const int32_t kind = symmetric ? STEEPEST_MATRIX_SYMMETRIC : STEEPEST_MATRIX_PRODUCT;
+  const double alpha = 0.5, beta = -2, gamma = symmetric ? 3 : 0;
+  std::vector<steepest_matrix_operand> operands = {a.operand(), b.operand(), c.operand(), d.operand()};
+  std::vector<steepest_matrix_op> ops = {{kind, flags, 3, 0, 1, 2, alpha, beta, gamma}};
+  if (by_scratch) {
+    for (int i = 0; i < 4; ++i) {
+      operands.push_back(operands[i]);
+      operands.back().data = nullptr;
+    }
+    const auto copy = [](int32_t to, int32_t from) {
+      return steepest_matrix_op{STEEPEST_MATRIX_COMBINE, 0, to, from, -1, -1, 1, 0, 0};
+    };
+    ops = {copy(4, 0), copy(5, 1), copy(6, 2), {kind, flags, 7, 4, 5, 6, alpha, beta, gamma}, copy(3, 7)};
+  }
+  run(operands, ops, threads);
+  const double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const bool above = symmetric && j > i;  // comes from below
+      const int64_t p = above ? j : i, q = above ? i : j;
+      double sum = beta * c.get(p, q, false) + (p == q ? gamma : 0), size = std::fabs(beta * c.get(p, q, false)) + gamma;
+      for (int64_t t = 0; t < k; ++t) {
+        const double term = alpha * a.get(p, t, ta) * b.get(t, q, tb);
+        sum += term, size += std::fabs(term);
+      }
+      const double off = std::fabs(d.get(i, j, false) - sum), bound = (static_cast<double>(k) + 4) * 2 * unit * size;
+      if (!(off <= bound)) return fail(symmetric ? "symmetric" : "product", m, n, k, off, bound);
+    }
+}
+
+// The loops of one instruction set, with the vectors' and the scalar edges.
+template <class T>
+void check_loops(const char *name, const steepest::matrix::Kernels<T> &loops) {
+  const double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
+  for (const int64_t width : {16, 32, 48})
+    for (const int64_t k : {0, 1, 7, 100}) {
+      Array<T> a(k, 8, 1, 1), b(k, width, 2, 3), c(8, width, 1, 1), d(8, width, 3, 2);
+      for (const bool with_c : {false, true}) {
+        loops.tile(a.at, a.ld, b.at, b.ld, k, width, T(2), T(-3), with_c ? c.at : nullptr, c.ld, d.at, d.ld);
+        for (int64_t i = 0; i < 8; ++i)
+          for (int64_t j = 0; j < width; ++j) {
+            double sum = with_c ? -3 * c.get(i, j, false) : 0, size = std::fabs(sum);
+            for (int64_t t = 0; t < k; ++t)
+              sum += 2 * a.get(t, i, false) * b.get(t, j, false),
+                  size += std::fabs(2 * a.get(t, i, false) * b.get(t, j, false));
+            const double off = std::fabs(d.get(i, j, false) - sum), bound = (static_cast<double>(k) + 4) * 2 * unit * size;
+            if (!(off <= bound)) return fail(name, 8, width, k, off, bound);
+          }
+      }
+    }
+  for (const int64_t rows : {1, 7, 8, 9, 24})
+    for (const int64_t cols : {1, 8, 13, 16}) {
+      Array<T> from(rows, cols, 1, 1), to(cols, rows, 2, 3);
+      loops.transpose(from.at, from.ld, to.at, to.ld, rows, cols);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < cols; ++j)
+          if (to.get(j, i, false) != from.get(i, j, false)) return fail(name, rows, cols, 0, 1, 0);
+    }
+  for (const int64_t n : {1, 2, 8, 9, 16, 31, 48}) {
+    Array<T> d(n, n, 1, 1), before(n, n, 0, 0);
+    for (int64_t i = 0; i < n; ++i) std::copy_n(d.at + i * d.ld, n, before.at + i * n);
+    loops.mirror(d.at, d.ld, n);
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < n; ++j)
+        if (d.get(i, j, false) != (j > i ? before.get(j, i, false) : before.get(i, j, false)))
+          return fail("mirror", n, n, 0, 1, 0);
+  }
+  for (const int64_t n : {1, 31, 32, 33, 100}) {
+    Array<T> x(1, n, 0, 1), y(1, n, 0, 3), z(1, n, 0, 0);
+    double squares = 0, magnitudes = 0, averages = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      const double p = x.at[j], q = y.at[j];
+      squares += p * p, magnitudes += std::fabs(p + q) / 2, averages += (p + q) * (p + q) / 16;
+    }
+    const double found[3] = {loops.sum_squares(x.at, n), loops.sum_magnitudes(x.at, y.at, n),
+                             loops.average(x.at, y.at, n, 0.25)};
+    const double right[3] = {squares, magnitudes, averages};
+    for (int i = 0; i < 3; ++i)
+      if (!(std::fabs(found[i] - right[i]) <= (i == 2 ? 4 * unit : 1e-13) * right[i])) return fail(name, 1, n, i, found[i], right[i]);
+    loops.scale(x.at, z.at, n, 3.0);
+    for (int64_t j = 0; j < n; ++j)
+      if (z.at[j] != static_cast<T>(3.0 * x.at[j])) return fail("scale", 1, n, 0, z.at[j], 3.0 * x.at[j]);
+    loops.combine(x.at, y.at, z.at, n, T(2), T(-1));
+    for (int64_t j = 0; j < n; ++j)
+      if (std::fabs(z.at[j] - (2.0 * x.at[j] - y.at[j])) > 2 * unit * (2 * std::fabs(x.at[j]) + std::fabs(y.at[j])))
+        return fail("combine", 1, n, 0, z.at[j], 2.0 * x.at[j] - y.at[j]);
+  }
+}
+
+}  // namespace
+
+int main() {
+  using namespace steepest::matrix;
+  check_loops("base float", base::kSet<float>);
+  check_loops("base double", base::kSet<double>);
+#if STEEPEST_HAS_CLONES
+  if (isa() != Isa::base) {
+    check_loops("v3 float", v3::kSet<float>);
+    check_loops("v3 double", v3::kSet<double>);
+  }
+  if (isa() == Isa::v4) {
+    check_loops("v4 float", v4::kSet<float>);
+    check_loops("v4 double", v4::kSet<double>);
+  }
+#endif
+  const int64_t shapes[][3] = {{1, 1, 1}, {3, 5, 7}, {8, 16, 9}, {17, 50, 0}, {9, 100, 130}, {50, 33, 260}, {200, 60, 20}};
+  for (const auto &[m, n, k] : shapes)
+    for (uint32_t flags = 0; flags < 4; ++flags)
+      for (const int threads : {1, 2})
+        for (const bool by_scratch : {false, true}) {
+          check_product<float>(m, n, k, flags, false, threads, by_scratch);
+          check_product<float>(m, m, k, flags, true, threads, by_scratch);
+          check_product<double>(m, n, k, flags, false, threads, by_scratch);
+          check_product<double>(m, m, k, flags, true, threads, by_scratch);
+        }
+  // Shared by threads: several tasks, more than one packed run.
+  for (const bool by_scratch : {false, true}) {
+    check_product<float>(210, 410, 300, STEEPEST_MATRIX_TRANSPOSE_A, false, 3, by_scratch);
+    check_product<float>(410, 410, 270, STEEPEST_MATRIX_TRANSPOSE_B, true, 3, by_scratch);
+  }
+  std::printf("%s, %d failures\n", clone_name(), failures);
+  return failures != 0;
+}
