@@ -1,6 +1,6 @@
 """Hugging Face Accelerate: an optimizer of this library is prepared like any other; save_state and load_state resume.
 
-    accelerate launch examples/training/accelerate_train.py out/accelerate        (or plain python, for one process)
+accelerate launch examples/training/accelerate_train.py out/accelerate        (or plain python, for one process)
 """
 
 import sys

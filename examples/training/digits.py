@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits of scikit-learn (8 x 8 pixels), and a network: what all examples here train.
 
-    python examples/training/digits.py digits.bin        writes both for examples/cpp
+python examples/training/digits.py digits.bin        writes both for examples/cpp
 """
 
 import struct

@@ -1,6 +1,6 @@
 """Hugging Face Trainer: pass (optimizer, scheduler); it saves and resumes the optimizer's state like torch's own.
 
-    python examples/training/hf_trainer.py out/trainer
+python examples/training/hf_trainer.py out/trainer
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Lightning: configure_optimizers returns an optimizer of this library; checkpoints resume it.
 
-    python examples/training/lightning_train.py out/lightning
+python examples/training/lightning_train.py out/lightning
 """
 
 import sys
