@@ -58,7 +58,7 @@ def survey(tensors: Sequence[Tensor], *, q: float = 2.0) -> Survey:
     device = tensors[0].device
     reaches = reaches_of(tensors)
     if device.type != "cpu":
-        return _on_device(op, tensors, shards, q)
+        return _on_device(tensors, q, shards)
     alike: dict[tuple[Reach | None, torch.dtype], list[Tensor]] = {}
     for tensor, shard in zip(tensors, shards):
         if shard.numel():
@@ -115,7 +115,8 @@ def _result(norm: float, largest: float, q: float, device: torch.device) -> Surv
     return Survey(*scalars, torch.tensor(not math.isfinite(largest), device=device), q)
 
 
-def _on_device(op: str, tensors: Sequence[Tensor], shards: list[Tensor], q: float) -> Survey:
+def _on_device(tensors: Sequence[Tensor], q: float, shards: list[Tensor] | None = None) -> Survey:
+    shards = list(tensors) if shards is None else shards
     filled = [shard for shard in shards if shard.numel()]
     whole = all(reach_of(tensor) is None for tensor in tensors)
     if whole and not filled:
@@ -132,11 +133,11 @@ def _on_device(op: str, tensors: Sequence[Tensor], shards: list[Tensor], q: floa
     return Survey(largest if math.isinf(q) else joint, largest, ~largest.isfinite(), q)
 
 
-def of_gradients(op: str, params: Sequence[Tensor]) -> Survey:
+def of_gradients(params: Sequence[Tensor]) -> Survey:
     """The survey (q = 2) of the gradients on a device; a rank on which some are missing takes part with nothing."""
     grads = [p.grad for p in params]
     shards = [p.new_empty(0) if grad is None else local(grad) for p, grad in zip(map(local, params), grads)]
-    return _on_device(op, [p if grad is None else grad for p, grad in zip(params, grads)], shards, 2.0)
+    return _on_device([p if grad is None else grad for p, grad in zip(params, grads)], 2.0, shards)
 
 
 def _power(op: str, q) -> float:

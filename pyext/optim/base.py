@@ -150,7 +150,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 lambda q, scale: reduce_parts(op, [(t.reach, t.survey(q, scale)) for t in tables], reaches), 2.0, device
             )
         else:
-            found = norms.of_gradients(op, [p for params in found_tables.params for p in params])
+            found = norms.of_gradients([p for params in found_tables.params for p in params])
         if grad_scale is not None:
             found = norms.Survey(found.norm / grad_scale.to(device), found.max_abs, found.nonfinite, found.q)
         self.grad_norm = found.norm

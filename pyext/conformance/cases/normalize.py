@@ -94,7 +94,7 @@ class PathCase(Case):
     zero: bool = False  # gradients
 
 
-PATH_CASES = (PathCase("four tensors"), PathCase("zero gradients", zero=True), PathCase("no tensors", shapes=()))
+PATH_CASES = (PathCase("four tensors"), PathCase("zero gradients", zero=True))
 
 
 def build_path(case: PathCase, dtype: torch.dtype, seed: int, device: str = "cpu") -> Problem:
