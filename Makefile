@@ -17,7 +17,7 @@ TRITON := triton==3.9.0
 py := $(VENV)/bin/python
 sources := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f) $(wildcard pyext/*.cpp pyext/*.h)
 
-.PHONY: run test build bench gallery lint format clean validate mutants fuzz
+.PHONY: run test exhaustive build bench gallery lint format clean validate mutants fuzz
 
 run: build
 	$(py) -m steepest info
@@ -25,8 +25,12 @@ run: build
 	$(py) -m steepest demo $(DEMO)
 
 test: build
-	$(py) -m pytest tests -m "not interpret" $(WORKERS) $(PYTEST)
+	$(py) -m pytest tests -m "not interpret and not exhaustive" $(WORKERS) $(PYTEST)
 	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(WORKERS) $(PYTEST)
+
+# Every Triton variant on four architectures; `make test` takes those of each kernel that need most registers.
+exhaustive: build
+	$(py) -m pytest tests -m exhaustive $(PYTEST)
 
 bench: build
 	mkdir -p out

@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from steepest.conformance.aot.triton import EXPECTATIONS, faults
 from steepest.kernels import adamw, aot, chain, grouped, long, symmetric
 
-# Of every kernel the variants that need most registers; the slow test takes all.
+# Of every kernel the variants that need most registers; the exhaustive test takes all.
 CORE = {
     "adamw_kernel": r"float32 float32 float32 aligned amsgrad|float32 float32 float32 (un)?aligned"
     r"|b?float16 b?float16 \w+ aligned",
@@ -48,7 +48,7 @@ def test_nothing_spills_and_vectors_and_tensor_cores_are_used(rows):
     assert [(row, faults(row)) for row in rows if faults(row)] == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_no_variant_has_faults():
     rows = aot.report()
     assert len(rows) == len(aot.ARCHS) * len(aot.all_variants())

@@ -24,6 +24,9 @@ TYPES = {
     "NS_7float16ES3_S3_": ("float16", "float16", "float16"),
     "NS_8bfloat16ES3_f": ("bfloat16", "bfloat16", "float32"),
     "NS_7float16ES3_f": ("float16", "float16", "float32"),
+    # Restore's alone: a float32 master in the gradient's place.
+    "NS_8bfloat16Eff": ("bfloat16", "float32", "float32"),
+    "NS_7float16Eff": ("float16", "float32", "float32"),
 }
 GENERAL = ("any", "any", "any")  # types of the kernels in cuda_general.cu, which ask for them at run time
 SOURCES = ("cuda.cu", "cuda_general.cu")
@@ -41,7 +44,10 @@ WIDE = r"\b%s\.E\S*\.128"
 STATES = {
     "Sgd<false>": 0, "Sgd<true>": 1, "Adagrad": 1, "Rmsprop<false, false>": 1, "Rmsprop<false, true>": 2,
     "Rmsprop<true, false>": 2, "Rmsprop<true, true>": 3, "Adam<false>": 2, "Adam<true>": 3, "Lion": 1, "Sign": 0,
+    "Perturb<false, false>": 0, "Perturb<false, true>": 1, "Perturb<true, false>": 0, "Perturb<true, true>": 1,
+    "Restore": 0,
 }  # fmt: skip
+WRITES_ONLY = ("Perturb<false, true>", "Perturb<true, true>")  # their state, the backup, is not read
 
 Name = tuple[tuple[str, str, str], str]  # types of parameter, gradient and state; the rule
 
@@ -126,9 +132,15 @@ def compile_engine(folder: Path, architectures: Sequence[str]) -> Build:
 
 def expected_kernels() -> set[Name]:
     """Every rule in every combination of types, and in general; without states, theirs makes no difference."""
-    return {(GENERAL, rule) for rule in STATES} | {
-        (types, rule) for rule, states in STATES.items() for types in TYPES.values() if states or types[1] == types[2]
-    }
+
+    def exists(types: tuple[str, str, str], rule: str) -> bool:
+        param, grad, state = types
+        if param != grad:
+            return rule == "Restore"
+        return grad == state or STATES[rule] > 0
+
+    general = {(GENERAL, rule) for rule in STATES}
+    return general | {(types, rule) for rule in STATES for types in TYPES.values() if exists(types, rule)}
 
 
 def kernel_name(mangled: str) -> Name:
@@ -191,7 +203,8 @@ def access_faults(name: Name, kernel: Kernel) -> list[str]:
     # A thread steps as many elements as 16 bytes of parameters hold: one access of them, two of a float32 state
     # beside them.
     states = STATES[rule] * BYTES[state] // BYTES[param]
-    wanted = (1 + BYTES[grad] // BYTES[param] + states, 1 + states)
+    read = 0 if rule in WRITES_ONLY else states
+    wanted = (1 + BYTES[grad] // BYTES[param] + read, 1 + states)
     loads, stores = kernel.accesses("LDG"), kernel.accesses("STG")
     if (len(loads), len(stores)) != wanted:
         return [f"{len(loads)} loads and {len(stores)} stores of 16 bytes, expected {wanted[0]} and {wanted[1]}"]
