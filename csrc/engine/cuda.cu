@@ -155,7 +155,7 @@ auto find_kernel(const steepest_step_args &args) {
       kernel = &step_kernel<bfloat16, float, float, Rule>;
     else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT32, STEEPEST_FLOAT32))
       kernel = &step_kernel<float16, float, float, Rule>;
-  } else if constexpr (Rule::kStates > 0) {
+  } else if constexpr (Rule::kStates > 0 && kReadsStates<Rule>) {  // a backup has its parameter's type
     if (is(STEEPEST_BFLOAT16, STEEPEST_BFLOAT16, STEEPEST_FLOAT32))
       kernel = &step_kernel<bfloat16, bfloat16, float, Rule>;
     else if (is(STEEPEST_FLOAT16, STEEPEST_FLOAT16, STEEPEST_FLOAT32))

@@ -265,7 +265,7 @@ def test_the_gate_of_polar_passes_ours_and_sees_a_wrong_coefficient(shape):
     torch.testing.assert_close(exact, steepest.reference.polar(x.double()), rtol=0, atol=1e-12)
     assert problems.distance(steepest.polar(x), exact) <= bound
     first, *others = schedule.coefficients
-    wrong = Schedule(((first[0] * (1 + 2**-10), *first[1:]), *others), 2, schedule.lower, schedule.upper, "wrong")
+    wrong = Schedule(((first[0] * (1 - 2**-10), *first[1:]), *others), 2, schedule.lower, schedule.upper, "wrong")
     assert problems.distance(steepest.polar(x, schedule=wrong), exact) > bound
 
 

@@ -137,7 +137,7 @@ def expected_kernels() -> set[Name]:
         param, grad, state = types
         if param != grad:
             return rule == "Restore"
-        return grad == state or STATES[rule] > 0
+        return grad == state or (STATES[rule] > 0 and rule not in WRITES_ONLY)
 
     general = {(GENERAL, rule) for rule in STATES}
     return general | {(types, rule) for rule in STATES for types in TYPES.values() if exists(types, rule)}
