@@ -26,7 +26,7 @@ step() { # name, seconds, command...
 }
 
 bench() { # interrupted, pytest still writes what it has; a result of nothing (no GPU) is not kept
-  timeout -s INT 150 "$python" -m pytest bench -m gpu -p no:cacheprovider --seconds 0.8 --benchmark-json="$out/bench.json"
+  timeout -s INT 105 "$python" -m pytest bench -m gpu -p no:cacheprovider --seconds 0.8 --benchmark-json="$out/bench.json"
   local rc=$?
   if grep -qs '"rounds"' "$out/bench.json"; then "$python" bench/table.py save "$out/bench.json" "$out"; fi
   return $rc
@@ -43,7 +43,7 @@ step install 120 "$python" -m pip install --no-build-isolation --no-deps --targe
 [ -d "$site" ] && export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 step info 20 bash -c '"$python" -m steepest info --json >"$out/info.json"'
 step gpu_tests 150 "$python" -m pytest tests/gpu -q -p no:cacheprovider --junitxml="$out/gpu_tests.xml"
-step validate 80 "$python" -m steepest validate --quick --json "$out/validate.json"
-step bench 160 bash -c bench
+step validate 125 "$python" -m steepest validate --quick --json "$out/validate.json"
+step bench 115 bash -c bench
 rm -rf "$site" "$out/bench.json"
 exit $status
