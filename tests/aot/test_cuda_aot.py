@@ -85,7 +85,7 @@ def test_every_operation_rounds_once_to_nearest(ptx):
 def test_kernel_arguments_fit(ptx):
     sizes = {int(size) for size in re.findall(r"\.param \S+ \S+ \.b8 \S*step_kernel\S*_param_0\[(\d+)\]", ptx)}
     # A slot holds a tensor with its states, 0 to 3, or a row of scalars.
-    assert sizes == {40 + (ARGUMENT_BYTES - 40) // slot * slot for slot in (32, 40, 48, 56)}
+    assert sizes == {48 + (ARGUMENT_BYTES - 48) // slot * slot for slot in (32, 40, 48, 56)}
     general = {int(size) for size in re.findall(r"\.param \S+ \S+ \.b8 \S*general_kernel\S*_param_0\[(\d+)\]", ptx)}
     assert 0.99 * ARGUMENT_BYTES <= min(general) <= max(sizes | general) <= ARGUMENT_BYTES
 
