@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "engine/cuda_plan.h"
-#include "formula/survey.h"
+#include "engine/measure.h"
 
 namespace steepest::cuda {
 

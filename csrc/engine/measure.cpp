@@ -1,4 +1,6 @@
 // The joint survey of several lists on the CPU: what cuda_survey.cu does, by the CPU's survey.
+#include "engine/measure.h"
+
 #include "engine/engine.h"
 
 namespace steepest {

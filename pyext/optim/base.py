@@ -129,7 +129,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             coefficient = self._clip(self._tables[kind.name], grad_scale)
         scalars = (grad_scale, coefficient, found_inf)
         for table in tables:
-            table.run(hyper, NO_SCALARS if scalars == NO_SCALARS else scalars, sources)
+            table.run(hyper, NO_SCALARS if all(scalar is None for scalar in scalars) else scalars, sources)
 
     def steps_all(self, params: list[Tensor]) -> bool:
         """Whether the coming step will be one kernel call for these parameters, all of which have been stepped before.
@@ -183,8 +183,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             tensors = ()
             if group.get("capturable"):
                 group, tensors = options.without_tensors(f"{kind.name}: param group {number}", group)
-            given = (*[group[name] for name in kind.options], *[group.get(name) for name in PRECISION])
-            given = (*given, group.get("capturable"), tuple(id(tensor) for _, tensor in tensors))
+            given = (*[group[name] for name in kind.options], *[group.get(name) for name in KEPT])
+            if tensors:
+                given = (*given, tuple(id(tensor) for _, tensor in tensors))
             known = self._known.get(number)
             if known is None or known[0] is not kind or not _same_options(known[1], given):
                 where = f"{kind.name}: param group {number}"
@@ -275,6 +276,10 @@ def _restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
             # Otherwise a load hook has put something else there.
             if torch.equal(rounded.nan_to_num(), loaded.nan_to_num()):
                 optimizer.state[p][key] = saved.to(device=loaded.device, copy=True)
+
+
+# Options of a group that its rule does not read, and its plan does.
+KEPT = (*PRECISION, "capturable")
 
 
 def _same_options(old: tuple, new: tuple) -> bool:

@@ -10,9 +10,10 @@ max_grad_norm: gradients are clipped by their joint norm over all groups inside 
 foreach, fused: accepted for compatibility with torch.optim and without effect; the step is always fused.
 capturable: steps are counted where the parameters live, state["step"] being there too, and lr, weight_decay and betas
     may be one-element float32 or float64 tensors there, which each step reads: a CUDA graph of the step, replayed,
-    does what calling it would.  Also allowed on the CPU, where torch's optimizers refuse it at the first step.
-    Numbers of a group that are not tensors are part of the graph.  (Under torch.amp.GradScaler steps of parameters on a
-    GPU are counted there in any case, because only it knows which are skipped.)
+    does what calling it would.  Take a step or two before the capture, so that states exist; numbers that are not
+    tensors are part of the graph.  Also allowed on the CPU, where torch's optimizers refuse it at the first step.
+    (Under torch.amp.GradScaler steps of parameters on a GPU are counted there in any case, because only it knows which
+    are skipped.)
 differentiable: must be False.
 
 How parameters and states are kept (keyword arguments of every elementwise optimizer and options of its param groups;

@@ -61,6 +61,7 @@ FORMULAS, ADAMW_STEP = "tests/formula/test_formulas.py", "tests/cpu/test_adamw_s
 POLAR, VERBS, SCHEDULES = "tests/cpu/test_polar.py", "tests/cpu/test_verbs.py", "tests/reference/test_schedules.py"
 NORM_BOUNDS = "tests/cpu/test_polar_norms.py"
 
+CAPTURABLE = "tests/cpu/test_capturable.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
 # What Triton's AdamW computes, for mutants with another rounding.
@@ -96,6 +97,14 @@ LISTED = (
     Target("csrc/engine/cuda.cu", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without="mutations"),
+    *(
+        Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_HOST,), without="mutations")
+        for name in ("live.cu", "live.h", "survey.cu", "survey.h")
+    ),
+    *(
+        Target(f"csrc/engine/{name}", "perturb", ("cpu",), (CAPTURABLE,))
+        for name in ("live.h", "measure.cpp", "measure.h")
+    ),
     Target("csrc/engine/storage_stages.cpp", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
     Target("csrc/formula/random.h", "adam", ("cpu",), ()),
     Target("csrc/formula/storage.h", "adam", ("cpu",), ()),
