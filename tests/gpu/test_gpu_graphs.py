@@ -27,7 +27,7 @@ KEPT = {
     "stochastic": (torch.bfloat16, dict(stochastic_rounding=True)),
     "master": (torch.float16, dict(master_weights=True)),
 }
-SHAPES = [(1 << 18,), (1023,), (), (0, 4), (257, 129), *[(16,)] * 700]
+SHAPES = [(1 << 18,), (1023,), (), (0, 4), (257, 129), *[(16,)] * 300]
 
 
 def parameters(device, dtype=torch.float32):
@@ -129,15 +129,17 @@ def test_survey_has_the_cpu_s_bits(q, dtype):
     assert bool(steepest.survey(gpu, q=q).nonfinite)
 
 
-def test_clipping_equals_torch_s():
-    ours, theirs = parameters("cuda"), parameters("cuda")
-    for params in (ours, theirs):
-        set_gradients(params, 0)
+def test_clipping_equals_its_formula():
+    """torch's own float32 norm is further away from the exact one than this is."""
+    params = parameters("cuda")
+    set_gradients(params, 0)
+    before = [p.grad.clone() for p in params]
     with without_waiting():
-        norm = steepest.clip_grad_norm_(ours, 1.0)
-    torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(theirs, 1.0))
-    for p, q in zip(ours, theirs):
-        torch.testing.assert_close(p.grad, q.grad)
+        norm = steepest.clip_grad_norm_(params, 1.0)
+    exact = math.sqrt(sum(float(g.double().square().sum()) for g in before))
+    assert abs(float(norm) - exact) <= 2**-23 * exact
+    coefficient = (1.0 / (norm + 1e-6)).clamp(max=1.0)
+    assert_same([g * coefficient for g in before], [p.grad for p in params])
 
 
 @pytest.mark.parametrize("p", [1, 2, 3, math.inf])
