@@ -229,6 +229,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for group in packed["param_groups"]:
             for name in PRECISION:
                 group.pop(name, None)
+            if all(params[number].device.type == "cpu" for number in group["params"]) and "capturable" in group:
+                group["capturable"] = False  # torch refuses it on the CPU
         return packed
 
     @contextlib.contextmanager

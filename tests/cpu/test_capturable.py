@@ -193,6 +193,19 @@ def test_checkpoints_go_both_ways():
         assert_same(first, optimizer, a, params)
 
 
+def test_torch_goes_on_with_a_checkpoint():
+    a, b = parameters()[:-1], parameters()[:-1]
+    ours, theirs = optim.Adam(a, capturable=True), torch.optim.Adam(b)
+    train(ours, a, 2)
+    for p, q in zip(a, b):
+        q.data.copy_(p)
+    theirs.load_state_dict(ours.torch_state_dict())
+    before = b[0].detach().clone()
+    set_gradients(b, 3)
+    theirs.step()  # which torch refuses with capturable=True here
+    assert not torch.equal(b[0], before) and int(theirs.state[b[0]]["step"]) == 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
