@@ -97,6 +97,7 @@ struct Measure {
   std::vector<steepest_survey_args> lists;
   float grad_scale = 1024.0f;
   steepest_measure_args args{};
+  bool ties = false;  // several elements may be the largest
 
   Measure(lists::Random &random, int64_t largest) {
     static const double orders[] = {1.0, 2.0, 2.0, 2.0, 3.5, 1.25, std::numeric_limits<double>::infinity()};
@@ -107,6 +108,7 @@ struct Measure {
     args.max_norm = random.uniform() * 10;
     if (random.one_in(2)) args.grad_scale = &grad_scale;
     const bool specials = random.one_in(4), zeros = random.one_in(8);
+    ties = random.one_in(3);
     const int64_t count = random.one_in(10) ? 0 : 1 + static_cast<int64_t>(random.below(3));
     numel.resize(count), tensors.resize(count), weights.resize(count);
     for (int64_t k = 0; k < count; ++k) {
@@ -137,14 +139,15 @@ struct Measure {
     args.lists = lists.data();
   }
 
-  static void add(lists::Random &random, std::vector<lists::Array> &to, int32_t dtype, int64_t numel, bool specials,
-                  bool zeros) {
+  void add(lists::Random &random, std::vector<lists::Array> &to, int32_t dtype, int64_t numel, bool specials,
+           bool zeros) {
     static const float infinity = std::numeric_limits<float>::infinity();
     static const float special[] = {0.0f, -0.0f, 1e-45f, 3e38f, -3e38f, infinity, -infinity, infinity - infinity};
     const size_t size = lists::size_of(dtype);
     to.emplace_back(numel * size, random.below(4) * size);
     for (int64_t i = 0; i < numel; ++i) {
-      const float x = zeros ? 0.0f : static_cast<float>(std::round(random.normal() * 64) / 64);  // ties for the largest
+      const double exact = random.normal(), rounded = std::round(exact * 64) / 64;
+      const float x = zeros ? 0.0f : static_cast<float>(ties ? rounded : exact);
       lists::write(to.back().data() + i * size, dtype, specials && random.one_in(3000) ? special[random.below(8)] : x);
     }
   }

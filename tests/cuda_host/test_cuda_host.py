@@ -184,6 +184,7 @@ class Mutation:
     evidence: str  # in what the driver or the sanitizer writes
     defines: tuple = SMALL
     command: str = "lists"
+    size: tuple = (30, 5000)  # how many, elements of the largest tensor
 
 
 MUTATIONS = [
@@ -234,21 +235,27 @@ MUTATIONS = [
     Mutation("found_inf-ignored", "cuda_block.h", "*header.found_inf != 0.0f", "false", "", "differs at element"),
     Mutation("not-counted", "cuda_live.cu", "*item.counter = behind + 1.0f;", ";", "", "counter"),
     Mutation(
-        "skip-counted", "cuda_live.cu", "*launch.header.found_inf != 0.0f) return;", "false) return;", "", "counter"
+        "skip-counted",
+        "cuda_live.cu",
+        "*launch.header.found_inf != 0.0f) return;",
+        "false) return;",
+        "",
+        "counter",
+        size=(30, 300),
     ),
     Mutation("one-row-for-all", "cuda_plan.h", "static_cast<uint16_t>(i - first_)", "0", "", "differs at element"),
     Mutation(
-        "rows-of-each-launch", "cuda_plan.h", "(args_.device_rows) + i;", "(args_.device_rows);", "", "differs at"
+        "rows-of-each-launch", "cuda_plan.h", "(args_.device_rows) + i;", "(args_.device_rows);", "", "differs at", CUT
     ),
     Mutation("live-shrinks", "cuda_plan.h", "args_.counters && may_shrink_after(args_)", "0", "", "differs at element"),
-    Mutation("live-rows-of-each-launch", "cuda_live.h", "num_items * row_bytes_", "num_items * 0", "", "differs at"),
     Mutation(
-        "live-overrun",
-        "cuda_live.cu",
-        "  if (i >= launch.header.num_items) return;\n",
+        "live-rows-of-each-launch",
+        "cuda_live.h",
+        "num_items * row_bytes_",
+        "num_items * 0",
         "",
-        ADDRESS,
-        "AddressSanitizer",
+        "differs at",
+        size=(200, 100),
     ),
     Mutation(
         "no-barrier-before-sums",
@@ -258,6 +265,7 @@ MUTATIONS = [
         THREAD,
         "data race",
         command="measures",
+        size=(20, 30000),
     ),
     Mutation(
         "no-barrier-in-the-tree",
@@ -267,6 +275,7 @@ MUTATIONS = [
         THREAD,
         "data race",
         command="measures",
+        size=(20, 30000),
     ),
     Mutation(
         "survey-beyond-the-end",
@@ -276,6 +285,7 @@ MUTATIONS = [
         ADDRESS,
         "heap-buffer-overflow",
         command="measures",
+        size=(20, 30000),
     ),
     Mutation(
         "lanes-backwards",
@@ -285,15 +295,17 @@ MUTATIONS = [
         "",
         "measure",
         command="measures",
+        size=(20, 30000),
     ),
     Mutation(
-        "tree-backwards",
+        "part-left-out",
         "cuda_survey.cu",
-        "running_part(launch.parts + begin, end - begin, thread)",
-        "running_part(launch.parts + begin, end - begin, 255 - thread)",
+        "+ begin, end - begin, thread)",
+        "+ begin, (end - begin) / 2 * 2, thread)",
         "",
         "measure",
         command="measures",
+        size=(20, 30000),
     ),
     Mutation(
         "survey-parts-of-each-launch",
@@ -303,7 +315,8 @@ MUTATIONS = [
         "",
         "measure",
         CUT,
-        "measures",
+        command="measures",
+        size=(20, 30000),
     ),
     Mutation(
         "not-relative",
@@ -313,6 +326,7 @@ MUTATIONS = [
         "",
         "measure",
         command="measures",
+        size=(60, 30000),
     ),
 ]
 
@@ -330,8 +344,7 @@ def test_mutations_are_caught(builder, tmp_path, mutation):
             text = text.replace(mutation.old, mutation.new)
         (engine / source.name).write_text(text)
     program = builder.program(mutation.defines, mutation.sanitizer, tmp_path)
-    size = (30, 5000) if mutation.command == "lists" else (60, 30000)
-    done = run(program, mutation.command, 4, *size, sanitizer=mutation.sanitizer)
+    done = run(program, mutation.command, 4, *mutation.size, sanitizer=mutation.sanitizer)
     assert done.returncode != 0
     assert mutation.evidence in done.stderr, done.stderr
 
