@@ -61,6 +61,10 @@ class KeptClimb:
         self.open = []  # nobody else has the backups
         return True
 
+    def ready(self) -> bool:
+        """Whether every one of the parameters has a gradient."""
+        return lib.have_gradients(reader, self.rows)
+
     def part(self, weigh: sam_ops.Weighing) -> RowsPart:
         return RowsPart(self, weigh)
 

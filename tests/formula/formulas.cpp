@@ -54,14 +54,14 @@ void prepare(const float *g, float *out, int64_t n, const float *numbers) {
   cpu::prepare_gradient(g, out, n, {numbers[0], numbers[1], numbers[2]});
 }
 // How often each element is visited, over all shares.
-void visits(const int64_t *numel, int64_t count, int parts, int32_t *hits, int64_t *largest_share) {
+void visits(const int64_t *numel, int64_t count, int parts, int backwards, int32_t *hits, int64_t *largest_share) {
   const int64_t cost = total_cost(numel, count);
   *largest_share = 0;
   // Two walks take turns unevenly, as two threads would.
   ShareWalk walks[2] = {{numel, count, cost, parts}, {numel, count, cost, parts}};
   for (int part = 0; part < parts; ++part) {
     int64_t share = 0;
-    walks[part % 3 == 1].visit(part, [&](int64_t tensor, int64_t begin, int64_t end) {
+    walks[part % 3 == 1].visit(backwards ? parts - 1 - part : part, [&](int64_t tensor, int64_t begin, int64_t end) {
       int64_t base = 0;
       for (int64_t i = 0; i < tensor; ++i) base += numel[i];
       for (int64_t i = begin; i < end; ++i) ++hits[base + i];

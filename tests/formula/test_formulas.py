@@ -192,14 +192,16 @@ def test_preparing_gradients(cpp):
     assert np.array_equal(out, np.array([-0.25, 0.5, -1.5, 1.5, 0, -1.5, 1.5, np.nan], np.float32), equal_nan=True)
 
 
+@pytest.mark.parametrize("backwards", [0, 1])
 @pytest.mark.parametrize("seed", range(20))
-def test_shares_visit_every_element_once_and_evenly(cpp, seed):
+def test_shares_visit_every_element_once_and_evenly(cpp, seed, backwards):
     rng = np.random.default_rng(seed)
     sizes = rng.choice([0, 1, 3, 16, 63, 64, 65, 1000, 20000], rng.integers(1, 200)).astype(np.int64)
     parts = int(rng.integers(1, 17))
     hits = np.zeros(max(1, int(sizes.sum())), dtype=np.int32)
     largest = np.zeros(1, dtype=np.int64)
-    cpp.visits(pointer(sizes), ctypes.c_int64(sizes.size), ctypes.c_int(parts), pointer(hits), pointer(largest))
+    list_of_sizes = pointer(sizes), ctypes.c_int64(sizes.size)
+    cpp.visits(*list_of_sizes, ctypes.c_int(parts), ctypes.c_int(backwards), pointer(hits), pointer(largest))
     assert (hits[: int(sizes.sum())] == 1).all()
     # A share holds at most its part of the cost, and one rounding of a cut at either end.
     assert largest[0] <= (sizes.sum() + 64 * sizes.size) / parts + 128
