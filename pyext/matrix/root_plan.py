@@ -23,6 +23,15 @@ GPU_PRECISIONS = ("tf32x3", "bf16x3", "tf32")
 RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "bf16x3": 1e-5, "tf32": 3e-4}
 # The spectrum of M lies in (0, 1 - RANGE_MARGIN): rounding of M and of its first products must not lift it above 1.
 RANGE_MARGIN = 2.0**-10
+# The best polynomial of a step from lower = 1e-6 takes some eigenvalues near 1 down to 1e-7, where M's rounding turns
+# their eigenvectors, and X keeps that.  With a cushion c for p = 4, c^(4/p) in general, it takes none below c^4 / 2.
+# At relative ridge 1e-6, n = 64: products, root error and |X^4 S - I|_2, of six gradients of rank 3 and of rank 43:
+#     coupled Newton    64    1.1e-3  0.9    3.3e-3  1.2
+#     c = 0             22    1.2e-3  465    3.5e-3  138
+#     c = 0.2           22    1.0e-3  1.8    3.2e-3  2.1
+#     c = 0.25          22    1.2e-3  0.9    3.1e-3  1.3    with twice the certified error
+#     c = 0.3           25    1.0e-3  0.4    3.1e-3  0.9
+CUSHION = 0.2
 PROBES = 8  # columns of the thin block that finds the largest eigenvalue and measures the residual
 GROUP_BYTES = 1 << 22
 # The cost model of a CPU: times in units of one symmetric n x n float32 product (as the backend computes it) of a batch
@@ -106,13 +115,16 @@ def count_products(p: int, schedule: Schedule) -> int:
 
 
 @lru_cache(maxsize=256)
-def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
+def composite_schedule(p: int, lower: float, tol: float, cushion: float | None = None) -> Schedule:
     """Minimax steps of degree 2, the last of degree 1 to 4, whichever reaches tol with the fewest products.
 
     A last step of higher degree costs one product and often saves a step of five: at lower = 1e-6, p = 4, tol = 1e-3
     it needs 22 products for 26.  Its rounding is not amplified by later steps; a first step of degree 4 would multiply
     the error by 10.  A certificate of `tol` bounds the relative error of every eigenvalue of the root.
+
+    Steps before the last are fitted with a cushion (`steepest.schedules.minimax`), CUSHION for p = 4, by default.
     """
+    cushion = (CUSHION if cushion is None else cushion) ** (4 / p)
     best = None
     rows, low, high = [], lower ** (1 / p), 1.0
     while True:
@@ -125,7 +137,7 @@ def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
         if best is not None:
             return best
         before = high / low
-        rows.append(minimax(p, low**p, upper=high**p, steps=1).coefficients[0])
+        rows.append(minimax(p, low**p, upper=high**p, steps=1, cushion=cushion).coefficients[0])
         low, high = _schedule(tuple(rows), p, lower, "").intervals[-1]
         if high / low >= before * (1 - 1e-15):
             raise ValueError(f"inverse_root: tol={tol:g} cannot be reached in float64 from a spectrum over {lower:g}")
@@ -224,13 +236,15 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
     )
     resident = backend == "triton" and n <= RESIDENT_ROWS
     products = count_products(p, schedule)
+    mirrored = precision != "tf32"
     if backend == "native":
         flops = 2 * n * symmetric_work(n) * products * batch
     else:
-        fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
+        fraction = 1.0 if backend == "torch" and precision == "float64" else 0.5
+        if backend == "torch" and precision != "float64":
+            fraction = symmetric_fraction(n, device_type)
         fraction = tape.symmetric_fraction(n) if resident else fraction
         flops = round(2 * n**3 * products * fraction * batch)
-    mirrored = precision != "tf32"
     numbers = (products, max(group, 1), flops)
     return RootPlan(method, p, schedule, precision, working, wide, mirrored, *numbers, backend, why, resident)
 
