@@ -119,7 +119,7 @@ def residual_figure(x: torch.Tensor, s: torch.Tensor, todo: RootPlan, kappa: flo
 def update_figure(
     sides: tuple[torch.Tensor, ...], g: torch.Tensor, roots, scales, ridge: float, plans, update: torch.Tensor
 ) -> Figure:
-    """||update - L^(-1/4) G R^(-1/4)||_F by the norm of the exact one, for statistics (L, R) as `inverse_root` got them.
+    """||update - L^(-1/4) G R^(-1/4)||_F by the norm of the exact one; sides: (L, R) as `inverse_root` got them.
 
     roots, scales, plans: what it returned and planned for each.  update: the two products as they were computed.
     """
