@@ -66,7 +66,8 @@ def rounding_bound(m: torch.Tensor, todo: RootPlan) -> float:
     unit = 2 * number_format(working).unit
     generator = torch.Generator().manual_seed(0)
     exact = iterate(m[None], exact_plan, NoisyVerbs(working, None))
-    noisy, wide = NoisyVerbs(working, generator), NoisyVerbs(torch.float64, generator)
+    mirrored = todo.backend != "torch"
+    noisy, wide = (NoisyVerbs(dtype, generator, mirrored) for dtype in (working, torch.float64))
     draws = DRAWS if m.shape[-1] <= 128 else 3
     squares = []
     for _ in range(draws):
