@@ -85,7 +85,8 @@ def inverse_root(
     2 (3 + iterations) √n u κ: coupled Newton's 6 √n u κ at κ = 1e6 is what is seen here too.
 
     Cost: `plan(...).products` products of n × n matrices, 22 for p = 4, ridge 1e-6, tol 1e-3; 16 for 1e-4; and some
-    15 products with 8 columns for λ and the residual.
+    15 products with 8 columns for λ and the residual.  Memory besides the result: three copies of a, and scratch of
+    five matrices per thread.
 
     Raises TypeError for a dtype that is not floating; ValueError for a shape that is not (..., n, n), a p, ridge, tol,
     method, precision or backend out of range, and a ridge that the asked method and precision cannot bear.

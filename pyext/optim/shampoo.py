@@ -73,6 +73,9 @@ class Shampoo(FusedOptimizer):
     one rank, by cost, which alone keeps its states (see `steepest.distributed.shampoo`); checkpoints go through
     torch.distributed.checkpoint, and other numbers of ranks can load them.
 
+    With betas=(0, 0) and precondition_frequency=1 a matrix block's statistics are those of one gradient, and its step
+    is (G G^T + ridge lambda I)^(-1/2) G, by one root of its shorter side; no roots are kept then.
+
     A block whose gradient is not finite, or above 1e18 (1e150 in float64), is skipped in that step.  One whose
     statistic has no root keeps the previous one; `state[p]["refreshed.<block>"]` is the step of the last good root.
     All of this is decided on the device.

@@ -113,8 +113,11 @@ class ShampooStep:
         _update_statistics(bucket, g, group["betas"][1], on, group["statistic"])
         m = _filtered(bucket, g, group["betas"][0], step, on)
         graft = _graft(bucket, g, m, group, step, on)
-        self._refresh(bucket, group, counts, step, with_grad)
-        direction = _preconditioned(bucket, m, graft, group)
+        if _is_one_gradient(bucket, group):
+            direction = _as_long(*_polar(bucket, m, group), m, graft, group)
+        else:
+            self._refresh(bucket, group, counts, step, with_grad)
+            direction = _preconditioned(bucket, m, graft, group)
         direction = _chosen(ok, direction, 0.0)
         if group["momentum"]:
             buffer = bucket.stacks["momentum_buffer"]
@@ -298,14 +301,36 @@ def _preconditioned(bucket: Bucket, m: Tensor, graft: Tensor, group: dict) -> Te
         sides = []
     for i in sides:
         direction = _multiplied(bucket, direction, i)
+    return _as_long(direction, bucket.stacks["refreshed"] > 0, m, graft, group, norm)
+
+
+def _as_long(direction: Tensor, ready: Tensor, m: Tensor, graft: Tensor, group: dict, norm: Tensor | None = None):
+    """The direction as long as the graft; the graft itself where it is not ready, since there is no root."""
     if group["grafting"] == "none":
         return direction
     tiny = torch.finfo(m.dtype).tiny
     ratio = torch.linalg.vector_norm(graft.flatten(1), dim=1)
     norm = torch.linalg.vector_norm(direction.flatten(1), dim=1) if norm is None else norm
-    ratio = ratio / norm.clamp(min=tiny)
-    ready = bucket.stacks["refreshed"] > 0
-    return _chosen(ready, direction * _per_block(ratio, m), graft)
+    return _chosen(ready, direction * _per_block(ratio / norm.clamp(min=tiny), m), graft)
+
+
+def _is_one_gradient(bucket: Bucket, group: dict) -> bool:
+    """Whether the statistics are M M^T and M^T M in every step, and are taken up in every step."""
+    plain = group["statistic"] == "shampoo" and group["exponent"] is None and group["precondition_frequency"] == 1
+    return plain and tuple(group["betas"]) == (0.0, 0.0) and _is_matrix(bucket)
+
+
+def _polar(bucket: Bucket, m: Tensor, group: dict) -> tuple[Tensor, Tensor]:
+    """((M M^T + ridge lambda I)^(-1/2) M, where it is ok).
+
+    That is what (M M^T)^(-1/4) M (M^T M)^(-1/4) with the ridge in both comes to, M's polar factor for ridge 0: one root
+    of the shorter side instead of two.
+    """
+    i = int(m.shape[1] > m.shape[2])
+    options = {"ridge": group["ridge"], "absolute": group["absolute_ridge"], "tol": group["tol"]}
+    root, status = inverse_root(bucket.statistic(i, slice(None)), 2, return_status=True, **options)
+    product = torch.bmm(m, root) if i else _verbs(m).long_product(root, m)
+    return _chosen(status.ok, product, m), status.ok
 
 
 def _diagonal_root(d: Tensor, p: int, previous: Tensor, *, ridge: float, absolute: bool) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The polar factor as a call gets it, over all of the zoo: spectra × aspects both ways, odd sizes × dtypes, in batches."""
+"""The polar factor as a call gets it, over all of the zoo: spectra × aspects, odd sizes × dtypes, in batches."""
 
 from __future__ import annotations
 

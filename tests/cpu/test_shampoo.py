@@ -107,6 +107,36 @@ def test_roots_refreshed_in_turn(grafting):
 
 
 @pytest.mark.parametrize("grafting", ["none", "adam"])
+@pytest.mark.parametrize("shape, block_size", [((6, 9), 1024), ((9, 6), 1024), ((6, 9), 4), ((5, 5), 8)])
+def test_without_a_memory_one_root_of_the_shorter_side_gives_the_published_step(
+    monkeypatch, shape, block_size, grafting
+):
+    from steepest.optim import shampoo_step
+
+    calls, real = [], shampoo_step.inverse_root
+    monkeypatch.setattr(
+        shampoo_step, "inverse_root", lambda a, p, **options: calls.append((p, a.shape[-1])) or real(a, p, **options)
+    )
+    options = {"block_size": block_size, "grafting": grafting, "betas": (0.0, 0.0)}
+    assert_same_path(*follow(shape, precondition_frequency=1, **options))
+    assert {p for p, _ in calls} == {2} and max(n for _, n in calls) <= min(shape)
+    calls.clear()
+    assert_same_path(*follow(shape, precondition_frequency=1, exponent=4, **options))
+    assert {p for p, _ in calls} == {4}
+
+
+def test_without_a_memory_and_with_a_small_ridge_the_step_is_the_polar_factor():
+    g = torch.randn(12, 20)
+    p = torch.zeros(12, 20, requires_grad=True)
+    p.grad = g
+    steepest.optim.Shampoo([p], lr=1.0, betas=(0.0, 0.0), precondition_frequency=1, grafting="none").step()
+    exact = steepest.reference.polar_svd(g.double())
+    # The root's tol and rounding, and the ridge: 1e-6 / 2 of lambda over the smallest s^2.
+    small = torch.linalg.svdvals(g.double())
+    assert (p.detach() + exact).norm() <= (1e-3 + 1e-6 * (small.max() / small.min()) ** 2) * exact.norm()
+
+
+@pytest.mark.parametrize("grafting", ["none", "adam"])
 @pytest.mark.parametrize("shape, block_size", [((6, 9), 1024), ((6, 9), 4), ((7,), 3), ((3, 4, 5), 8)])
 def test_the_kl_statistic_is_its_rule(shape, block_size, grafting):
     options = {"block_size": block_size, "grafting": grafting, "statistic": "kl"}
