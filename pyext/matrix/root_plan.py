@@ -240,9 +240,9 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
     if backend == "native":
         flops = 2 * n * symmetric_work(n) * products * batch
     else:
-        fraction = 1.0 if backend == "torch" and precision == "float64" else 0.5
-        if backend == "torch" and precision != "float64":
-            fraction = symmetric_fraction(n, device_type)
+        fraction = 0.5
+        if backend == "torch":  # in float64 by `verbs.WholeVerbs`
+            fraction = 1.0 if precision == "float64" else symmetric_fraction(n, device_type)
         fraction = tape.symmetric_fraction(n) if resident else fraction
         flops = round(2 * n**3 * products * fraction * batch)
     numbers = (products, max(group, 1), flops)
@@ -290,22 +290,22 @@ def _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision, 
     if device_type != "cpu":
         return "composite", f"{products} products"
     wide = precision == "float32" and UNIT["float32"] / (p * lower_end(ridge)) > tol
-    cost = composite_in_products(n, products, wide, backend)
+    cost = composite_in_products(n, products, wide, backend, whole=precision == "float64")
     other = eigh_in_products(n, threads, backend)
     chosen = "composite" if cost <= other else "eigh"
     return chosen, f"composite costs as much as {cost:.3g} products, eigh as {other:.3g}"
 
 
-def composite_in_products(n: int, products: int, wide: bool, backend: str) -> float:
+def composite_in_products(n: int, products: int, wide: bool, backend: str, whole: bool = False) -> float:
     """`products` and what is not products, in products of this size.
 
     native: 13 with 8 rows and a few passes, measured 20, 13, 7, 4, 2.6, 1.8 and 1.4 for n = 16, 32, ... 1024.
-    torch: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.
+    torch: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.  whole: by `verbs.WholeVerbs`.
     """
     products += WIDE_PRODUCTS[backend] * wide
     if backend == "native":
         return products + 1 + 400 / max(n, 1)
-    return products * symmetric_fraction(n, "cpu") * (1 + 40 / max(n, 1))
+    return products * (1.0 if whole else symmetric_fraction(n, "cpu")) * (1 + 40 / max(n, 1))
 
 
 def eigh_in_products(n: int, threads: int, backend: str) -> float:
