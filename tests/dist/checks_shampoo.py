@@ -71,6 +71,14 @@ def blocks_with_owners_follow_one_process(rank):
             assert int(counted) == every and mine <= -(-every // rank.world) + 2
 
 
+@check(2)
+def packed_statistics_follow_one_process(rank):
+    mesh = init_device_mesh("cpu", (rank.world,))
+    _, ours, _ = run_both(lambda t: distribute_tensor(t, mesh, [Shard(0)]), packed_statistics=True)
+    kept = [v for entry in ours.state.values() for k, v in entry.items() if k.startswith("statistic.")]
+    assert kept and all(v.dim() == 1 for v in kept)
+
+
 @check(2, 4)
 def replicas_share_the_blocks_and_stay_equal(rank):
     spread, ours, _ = run_both(torch.clone, process_group=dist.group.WORLD)
