@@ -25,11 +25,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mutation_record import Record
 from mutation_rules import Mutant
+from mutation_switched import Switched
 from mutation_targets import TARGETS, Target
 from mutation_workspace import KILLED, NO_BUILD, SURVIVED, Verdict, Workspace, prepare_process_server
 
@@ -48,39 +49,67 @@ def choose(only: str = "", sample: int = 0, seed: int = 0) -> list[Work]:
     return random.Random(seed).sample(work, min(sample, len(work))) if sample else work
 
 
-def run(work: list[Work], jobs: int, until: float = float("inf")) -> Iterator[tuple[Target, Mutant, Verdict]]:
-    """Verdicts as they come, begun before `until` (time.perf_counter).
+class Judge:
+    """Tries a mutant together with the others where that decides, and alone where it does not."""
 
-    RuntimeError when an unchanged source is not ok: then nothing would mean anything.
-    """
-    prepare_process_server()
-    with tempfile.TemporaryDirectory(prefix="steepest-mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
-        free: queue.Queue[Workspace] = queue.Queue()
-        workspaces = [Workspace(Path(folder, str(i))) for i in range(jobs)]
-        for _ in pool.map(Workspace.configure, workspaces):
-            pass
-        for workspace in workspaces:
-            free.put(workspace)
+    def __init__(self, folder: Path, targets: list[Target]):
+        self.switched, self.alone = Switched(folder / "switched", targets), Workspace(folder / "alone")
+        self.alone_is_built, self.limits = False, {}
 
-        def judge(target: Target, mutant: Mutant | None, limit: float) -> Verdict | None:
-            workspace = free.get()
-            try:
-                return workspace.try_out(target, mutant, limit) if time.perf_counter() < until else None
-            finally:
-                free.put(workspace)
+    def begin(self, target: Target) -> None:
+        """RuntimeError when an unchanged source is not ok: then nothing would mean anything."""
+        unchanged = self.switched.serve(target)
+        if unchanged.status != SURVIVED:
+            raise RuntimeError(f"{target.file} FAILs without any change: {unchanged.by}")
 
-        for target in dict.fromkeys(target for target, _ in work):
-            mutants = [mutant for t, mutant in work if t is target]
-            unchanged = judge(target, None, 600)
-            if unchanged is None:
-                return
+    def judge(self, target: Target, mutant: Mutant) -> Verdict:
+        return self.switched.try_switched(mutant) or self.try_alone(target, mutant)
+
+    def try_alone(self, target: Target, mutant: Mutant) -> Verdict:
+        if not self.alone_is_built:
+            self.alone.configure()
+            self.alone_is_built = True
+        if target not in self.limits:
+            unchanged = self.alone.try_out(target, None, 600)
             if unchanged.status != SURVIVED:
-                raise RuntimeError(f"{target.file} FAILs without any change: {unchanged.by}")
-            limit = 30 + 5 * unchanged.seconds  # a mutant that takes longer never ends
-            futures = {pool.submit(judge, target, mutant, limit): mutant for mutant in mutants}
-            for future in as_completed(futures):
-                if (verdict := future.result()) is not None:
-                    yield target, futures[future], verdict
+                raise RuntimeError(f"{target.file} FAILs without any change, alone: {unchanged.by}")
+            self.limits[target] = 30 + 5 * unchanged.seconds  # a mutant that takes longer never ends
+        return self.alone.try_out(target, mutant, self.limits[target])
+
+
+def run(work: list[Work], jobs: int, until: float = float("inf")) -> Iterator[tuple[Target, Mutant, Verdict]]:
+    """Verdicts as they come, begun before `until` (time.perf_counter)."""
+    prepare_process_server()
+    targets = list(dict.fromkeys(target for target, _ in work))
+    jobs = max(1, min(jobs, len(targets)))
+    with tempfile.TemporaryDirectory(prefix="steepest-mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
+        judges = [Judge(Path(folder, str(i)), targets) for i in range(jobs)]
+        waiting: queue.Queue[Target] = queue.Queue()
+        for target in targets:
+            waiting.put(target)
+        found: queue.Queue[tuple[Target, Mutant, Verdict] | None] = queue.Queue()
+
+        def all_of_some_targets(judge: Judge) -> None:
+            try:
+                judge.switched.configure()
+                while time.perf_counter() < until:
+                    target = waiting.get_nowait()
+                    judge.begin(target)
+                    for mutant in (mutant for t, mutant in work if t is target):
+                        if time.perf_counter() >= until:
+                            return
+                        found.put((target, mutant, judge.judge(target, mutant)))
+            except queue.Empty:
+                pass
+            finally:
+                judge.switched.stop()
+                found.put(None)
+
+        ends = [pool.submit(all_of_some_targets, judge) for judge in judges]
+        for _ in ends:
+            yield from iter(found.get, None)
+        for end in ends:
+            end.result()
 
 
 def parser() -> argparse.ArgumentParser:
