@@ -84,16 +84,18 @@ def switched(
 
 def lines_to_blame(errors: str, files: Collection[str]) -> set[tuple[str, int]]:
     """(file, line) of what the compiler could not digest, or of what made it inline or instantiate that."""
-    blamed, users = set(), []
+    blamed, users = set(), set()
     for text in errors.splitlines():
         if not (place := re.search(r"(?:^| at )([^\s:]+):(\d+):\d+", text)):
             continue
-        file = next((file for file in files if place[1].endswith(file)), None)
+        file, line = next((file for file in files if place[1].endswith(file)), None), int(place[2])
         if re.search(r": +(fatal )?error: ", text):
-            blamed.update([(file, int(place[2]))] if file else users[:1])
-            users = []
-        elif file and re.search("required from|inlined from", text):
-            users.append((file, int(place[2])))
+            blamed.update({(file, line)} if file else users)
+            users = set()
+        elif file and not users and "required from" in text:
+            users = {(file, line)}
+        elif file and not users and "inlined from" in text:  # where the statement begins; two lines of it
+            users = {(file, line), (file, line + 1)}
         elif re.search(r": +(warning|note): ", text):
-            users = []
+            users = set()
     return blamed
