@@ -34,6 +34,7 @@ class Switched(Workspace):
         self.blamed: set[tuple[str, int]] = set()  # lines without switches
         self.server: subprocess.Popen | None = None
         self.serving: Target | None = None
+        self.settings, self.unchanged = {}, Verdict(SURVIVED)  # of the process, and what it said at its start
         for target in targets:
             if target.compiled:
                 for mutant in target.mutants():
@@ -86,8 +87,7 @@ class Switched(Workspace):
         return (self.folder / target.file).resolve()
 
     def serve(self, target: Target) -> Verdict:
-        """Starts the process for a target; what it says about the unchanged file."""
-        self.stop()
+        """Starts the process for a target; what it says about the unchanged file.  Like targets share one."""
         begin = time.perf_counter()
         python = target.file.endswith(".py")
         settings = {
@@ -96,6 +96,11 @@ class Switched(Workspace):
             "without": target.without, "number_file": str(self.folder / "number"),
             "unchanged": str(self.place_of(target)) if python else None,
         }  # fmt: skip
+        if self.server and settings == self.settings:
+            self.serving = target
+            return self.unchanged
+        self.stop()
+        self.settings = settings
         environment = {
             **os.environ, "PATH": self.path(), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": str(self.folder / "package"), "TRITON_INTERPRET": "1" if target.interpreted else "0",
@@ -106,7 +111,9 @@ class Switched(Workspace):
         )  # fmt: skip
         self.serving = target
         answer = self.receive()
-        return Verdict(KILLED if answer["by"] else SURVIVED, answer["by"], time.perf_counter() - begin)
+        status = KILLED if answer["by"] else SURVIVED
+        self.unchanged = Verdict(status, answer["by"], time.perf_counter() - begin)
+        return self.unchanged
 
     def receive(self) -> dict:
         if not select.select([self.server.stdout], [], [], ANSWER_SECONDS)[0] or not (

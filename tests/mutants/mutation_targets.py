@@ -76,6 +76,8 @@ NORMS, SAM, RULES, STORAGE, ROOTS = (
 MATRIX_CORE = "tests/matrix/test_matrix_core.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
+ENGINE = (ADAMW_STEP, STORAGE, CUDA_HOST)
+
 NO_RESULT = "constexpr|prefetch|__builtin_cpu"  # lines on which speed depends and results do not
 
 # What Triton's AdamW computes, for mutants with another rounding.
@@ -104,15 +106,15 @@ LISTED = (
     ),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
-    Target("csrc/engine/cpu.cpp", "adamw", ("cpu",), (ADAMW_STEP,), skip="constexpr"),
-    Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (ADAMW_STEP,), skip="constexpr"),
+    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), ENGINE, without="mutations", skip="constexpr"),
+    Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda.cu", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda_step.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without="mutations"),
-    Target("csrc/engine/storage_stages.cpp", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
+    Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), ENGINE, without="mutations"),
     *(
         Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE,), skip=NO_RESULT)
         for name in ("kernels.inc", "product.cpp", "product.h", "program.cpp")
