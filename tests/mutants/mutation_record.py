@@ -37,10 +37,10 @@ class Record:
                 entry = json.loads(line)
                 self.known[entry["key"]] = Verdict(**entry["verdict"]), entry["judge"]
 
-    def get(self, target: Target, mutant: Mutant) -> Verdict | None:
-        """None when it is to be tried: new, a survivor, or killed by a test that has changed since."""
+    def get(self, target: Target, mutant: Mutant, survivors: bool = False) -> Verdict | None:
+        """None when it is to be tried: new, a survivor (unless asked for), or killed by a test that has changed."""
         verdict, judge = self.known.get(key_of(target, mutant), (None, ""))
-        if verdict is None or verdict.status == SURVIVED or judge != self.judge(verdict):
+        if verdict is None or (verdict.status == SURVIVED and not survivors) or judge != self.judge(verdict):
             return None
         return verdict
 

@@ -164,8 +164,6 @@ class Workspace:
         try:
             done = self.run(
                 *command,
-                *first,
-                *target.tests,
                 PYTHONPATH=str(self.folder / "package"),
                 PYTHONDONTWRITEBYTECODE="1",
                 TRITON_INTERPRET="1" if target.interpreted else "0",

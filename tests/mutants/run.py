@@ -4,6 +4,7 @@
     python tests/mutants/run.py --only adam.h       files that match
     python tests/mutants/run.py --sample 20         some of them, chosen by --seed
     python tests/mutants/run.py --list              name them, run nothing
+    python tests/mutants/run.py --count --record F  what is known of them, run nothing
 
 A mutant is killed when a cell of `python -m steepest validate` FAILs or, for files other than the update rules, when a
 test fails.  Exit status 1 when one survives.  Needs a built package (`make build`) and a C++ compiler.
@@ -120,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after this time")
     parser.add_argument("--record", metavar="FILE", help="keep verdicts here, and do not repeat those that it has")
+    parser.add_argument("--count", action="store_true", help="count what the record holds, run nothing")
     parser.add_argument("--list", action="store_true", help="name the mutants, run nothing")
     return parser
 
@@ -133,7 +135,9 @@ def main() -> int:
         print(f"{len(work)} mutants")
         return 0
     record = Record(options.record)
-    found = {mutant: old for target, mutant in work if (old := record.get(target, mutant))}
+    found = {mutant: old for target, mutant in work if (old := record.get(target, mutant, options.count))}
+    if options.count:
+        return summary(work, found, options.only, 0.0)
     left = [(target, mutant) for target, mutant in work if mutant not in found]
     print(f"{len(work)} mutants, {len(found)} known from {options.record}" if found else f"{len(work)} mutants")
     for number, (target, mutant, verdict) in enumerate(run(left, options.jobs, begin + 60 * options.minutes), 1):
@@ -146,24 +150,30 @@ def main() -> int:
 
 def summary(work: list[Work], found: dict[Mutant, Verdict], only: str, seconds: float) -> int:
     """Prints it.  1 when a mutant survived, else 2 when some were not tried, else 0."""
-    for target in TARGETS:
-        for mutant in target.mutants() if re.search(only, target.file) else ():
-            if why := target.reason(mutant):
-                print(f"equivalent  {mutant.file}:{mutant.line}  {mutant.before}  =>  {mutant.after}\n      {why}")
+    equivalent = Counter(
+        target.file
+        for target in TARGETS
+        for mutant in (target.mutants() if re.search(only, target.file) else ())
+        if target.reason(mutant)
+    )
     rows = Counter((target.file, found[mutant].status) for target, mutant in work if mutant in found)
     for file in dict.fromkeys(target.file for target, _ in work):
-        counts = ", ".join(f"{rows[file, s]} {s}" for s in (KILLED, SURVIVED, NO_BUILD) if rows[file, s])
-        print(f"{file:<32}  {counts or 'none tried'}")
+        counts = [f"{rows[file, s]} {s}" for s in (KILLED, SURVIVED, NO_BUILD) if rows[file, s]]
+        counts += [f"{equivalent[file]} equivalent"] if equivalent[file] else []
+        untried = sum(target.file == file and mutant not in found for target, mutant in work)
+        counts += [f"{untried} not tried"] if untried else []
+        print(f"{file:<32}  {', '.join(counts)}")
     count = Counter(verdict.status for verdict in found.values())
     by_tests = sum(verdict.by.startswith(("tests/", "pytest")) for verdict in found.values())
     survivors = [m for _, m in work if m in found and found[m].status == SURVIVED]
     left = len(work) - len(found)
     print(
         f"{count[KILLED]} killed ({count[KILLED] - by_tests} by validate, {by_tests} by tests), "
-        f"{count[SURVIVED]} survived, {count[NO_BUILD]} do not build, {left} left, {seconds:.0f} s"
+        f"{count[SURVIVED]} survived, {count[NO_BUILD]} do not build, {sum(equivalent.values())} equivalent, "
+        f"{left} left, {seconds:.0f} s"
     )
     for m in survivors:
-        print(f"SURVIVED  {m.file}:{m.line}  {m.before}  =>  {m.after}")
+        print(f"SURVIVED  {m.file}:{m.line}  {m.before}  =>  {m.after}  {found[m].by}")
     return 1 if survivors else 2 if left else 0
 
 
