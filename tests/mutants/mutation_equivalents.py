@@ -56,7 +56,8 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const uint32_t special = (u >> 16) | ((u & 0x007fffffu) != 0 ? 0x41u : 0u);  // inf; a NaN stays one",
             "if ((u & 0x7fffffffu) > 0x7f800000u) u = 0x7fc00001u;  // adding to another NaN's bits could wrap",
             "return bits_float(exponent == kBlock8NotFinite ? 0x7fc00001u : float_bits(magnitude) | sign);",
-            "return exponent == kBlock8NotFinite ? bits_float(0x7fc00001u) : block8_value(code, block8_base(exponent, false));",
+            "return exponent == kBlock8NotFinite ? bits_float(0x7fc00001u) : "
+            "block8_value(code, block8_base(exponent, false));",
         ),
         "0 becomes 0": (
             "if (residual <= 0 && (high.bits & 0x7fffu) == 0) residual = 0;",
