@@ -43,6 +43,9 @@ class Switched(Workspace):
         self.sources = {file: (folder / file).read_text() for file in self.of_file}
         (folder / "number").write_bytes(bytes(mmap.PAGESIZE))
         header = mutation_switches.HEADER
+        for path in (*(folder / "csrc").rglob("*.cpp"), *(folder / "csrc").rglob("*.cu")):
+            if str(path.relative_to(folder)) not in self.sources:
+                path.write_text(mutation_switches.with_header(path.read_text(), folder / header.name))
         (folder / header.name).write_text(f'#define STEEPEST_MUTANT_FILE "{folder / "number"}"\n' + header.read_text())
 
     def build(self) -> str:
@@ -63,7 +66,9 @@ class Switched(Workspace):
         for file, text in self.sources.items():
             header = self.folder / mutation_switches.HEADER.name
             lines = {line for other, line in self.blamed if other == file}
-            text, numbers = mutation_switches.switched(text, self.of_file[file], lines, header)
+            text, numbers = mutation_switches.switched(text, self.of_file[file], lines)
+            if not file.endswith(".inc"):  # which is included inside a namespace, by a file that has the header
+                text = mutation_switches.with_header(text, header)
             if (self.folder / file).read_text() != text:
                 (self.folder / file).write_text(text)
             self.compiled |= numbers

@@ -8,6 +8,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+// Vectors wider than the default target's must not be passed to functions.
+#define MUTATION_INLINE __attribute__((always_inline)) inline constexpr
+
 namespace mutation {
 
 // The number of the mutant that is switched on, in a file that all processes share; 0 is none, and -1 is nobody's.
@@ -27,13 +30,13 @@ struct Open {
 static const Open opened;
 
 // What the compiler computes is never switched; such mutants are compiled one by one.
-constexpr bool on(int k) {
+MUTATION_INLINE bool on(int k) {
   if (__builtin_is_constant_evaluated() || *current != k) return false;
   return current[1] = 1;
 }
 
 template <class T, class U>
-constexpr T pick(int k, T number, U other) {
+MUTATION_INLINE T pick(int k, T number, U other) {
   return on(k) ? static_cast<T>(other) : number;
 }
 
@@ -51,28 +54,28 @@ struct Negate {
 };
 
 template <class X>
-constexpr auto operator-(Negate sign, X x) {
+MUTATION_INLINE auto operator-(Negate sign, X x) {
   using R = decltype(-x);
   return on(sign.k) ? static_cast<R>(x) : -x;
 }
 
-#define MUTATION_OPERATOR(name, o, other)                            \
-  template <class A>                                                 \
-  struct name {                                                      \
-    A a;                                                             \
-    Op op;                                                           \
-  };                                                                 \
-  template <class A>                                                 \
-  constexpr name<A> operator o(A a, Op op) {                         \
-    return {a, op};                                                  \
-  }                                                                  \
-  template <class A, class B>                                        \
-  constexpr auto operator o(name<A> left, B b) {                     \
-    using R = decltype(left.a o b);                                  \
-    if (on(left.op.swapped)) return static_cast<R>(left.a other b);  \
-    if constexpr (__is_constructible(R, A))                          \
-      if (on(left.op.dropped)) return static_cast<R>(left.a);        \
-    return static_cast<R>(left.a o b);                               \
+#define MUTATION_OPERATOR(name, o, other) \
+  template <class A> \
+  struct name { \
+    A a; \
+    Op op; \
+  }; \
+  template <class A> \
+  MUTATION_INLINE name<A> operator o(A a, Op op) { \
+    return {a, op}; \
+  } \
+  template <class A, class B> \
+  MUTATION_INLINE auto operator o(name<A> left, B b) { \
+    using R = decltype(left.a o b); \
+    if (on(left.op.swapped)) return static_cast<R>(left.a other b); \
+    if constexpr (__is_constructible(R, A)) \
+      if (on(left.op.dropped)) return static_cast<R>(left.a); \
+    return static_cast<R>(left.a o b); \
   }
 MUTATION_OPERATOR(Sum, +, -)
 MUTATION_OPERATOR(Difference, -, +)
@@ -84,21 +87,21 @@ MUTATION_OPERATOR(Right, >>, <<)
 MUTATION_OPERATOR(And, &, |)
 MUTATION_OPERATOR(Or, |, &)
 
-#define MUTATION_COMPARISON(name, o, negated_o, shifted_o)       \
-  template <class A>                                             \
-  struct name {                                                  \
-    A a;                                                         \
-    Comparison c;                                                \
-  };                                                             \
-  template <class A>                                             \
-  constexpr name<A> operator o(A a, Comparison c) {              \
-    return {a, c};                                               \
-  }                                                              \
-  template <class A, class B>                                    \
-  constexpr bool operator o(name<A> left, B b) {                 \
-    if (on(left.c.negated)) return left.a negated_o b;           \
-    if (on(left.c.shifted)) return left.a shifted_o b;           \
-    return left.a o b;                                           \
+#define MUTATION_COMPARISON(name, o, negated_o, shifted_o) \
+  template <class A> \
+  struct name { \
+    A a; \
+    Comparison c; \
+  }; \
+  template <class A> \
+  MUTATION_INLINE name<A> operator o(A a, Comparison c) { \
+    return {a, c}; \
+  } \
+  template <class A, class B> \
+  MUTATION_INLINE bool operator o(name<A> left, B b) { \
+    if (on(left.c.negated)) return left.a negated_o b; \
+    if (on(left.c.shifted)) return left.a shifted_o b; \
+    return left.a o b; \
   }
 MUTATION_COMPARISON(Less, <, >=, <=)
 MUTATION_COMPARISON(LessEqual, <=, >, <)
@@ -107,20 +110,20 @@ MUTATION_COMPARISON(GreaterEqual, >=, <, >)
 MUTATION_COMPARISON(Equal, ==, !=, !=)
 MUTATION_COMPARISON(NotEqual, !=, ==, ==)
 
-#define MUTATION_ASSIGNMENT(name, o, other)                      \
-  template <class B>                                             \
-  struct name {                                                  \
-    B b;                                                         \
-    int k;                                                       \
-  };                                                             \
-  template <class B>                                             \
-  constexpr name<B> operator o(Op op, B b) {                     \
-    return {b, op.swapped};                                      \
-  }                                                              \
-  template <class A, class B>                                    \
-  constexpr A &operator o(A &a, name<B> right) {                 \
-    if (on(right.k)) return a other right.b;                     \
-    return a o right.b;                                          \
+#define MUTATION_ASSIGNMENT(name, o, other) \
+  template <class B> \
+  struct name { \
+    B b; \
+    int k; \
+  }; \
+  template <class B> \
+  MUTATION_INLINE name<B> operator o(Op op, B b) { \
+    return {b, op.swapped}; \
+  } \
+  template <class A, class B> \
+  MUTATION_INLINE A &operator o(A &a, name<B> right) { \
+    if (on(right.k)) return a other right.b; \
+    return a o right.b; \
   }
 MUTATION_ASSIGNMENT(Add, +=, -=)
 MUTATION_ASSIGNMENT(Subtract, -=, +=)

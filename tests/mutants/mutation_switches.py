@@ -37,9 +37,7 @@ def insertions(text: str, mutant: Mutant, k: int) -> tuple[str, int, int, int] |
     return None
 
 
-def switched(
-    text: str, mutants: Iterable[tuple[int, Mutant]], without: Collection[int], header: Path = HEADER
-) -> tuple[str, set[int]]:
+def switched(text: str, mutants: Iterable[tuple[int, Mutant]], without: Collection[int]) -> tuple[str, set[int]]:
     """The text with switches, and the numbers of those mutants that are in it; none on lines `without` (from 1)."""
     places: dict[tuple[str, int, int], list[int]] = {}
     new: dict[int, str] = {}
@@ -79,7 +77,11 @@ def switched(
         else:
             out.append(text[at])
             at += 1
-    return f'#include "{header}"\n#line 1\n' + "".join(out), numbers
+    return "".join(out), numbers
+
+
+def with_header(text: str, header: Path = HEADER) -> str:
+    return f'#include "{header}"\n#line 1\n{text}'
 
 
 def lines_to_blame(errors: str, files: Collection[str]) -> set[tuple[str, int]]:

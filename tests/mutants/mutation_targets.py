@@ -41,7 +41,7 @@ class Target:
 
     @property
     def compiled(self) -> bool:
-        return self.file.startswith("csrc/") and not self.file.endswith(".inc")  # not inside loops over vectors
+        return self.file.startswith("csrc/")
 
     @property
     def interpreted(self) -> bool:

@@ -108,15 +108,22 @@ class Workspace:
                 self.library_is_mutated = target.native
                 if self.build():
                     return Verdict(NO_BUILD)
-            noticed, by = self.validate(target, seconds) if target.backends else ("", "")
-            if mutant and not by:
-                noticed = by = self.tests(target)
+            noticed, by = self.check(target, seconds, mutant is not None)
         finally:
             path.write_text(original)
         if noticed:
             known = self.killers.setdefault(target, [])
             self.killers[target] = [noticed, *(name for name in known if name != noticed)][:20]
         return Verdict(KILLED if by else SURVIVED, by, time.perf_counter() - begin, noticed)
+
+    def check(self, target: Target, seconds: float, with_tests: bool) -> tuple[str, str]:
+        """What notices, and how: first what noticed the mutant before, cells of `validate` or tests."""
+        kinds = [lambda: self.validate(target, seconds)] if target.backends else []
+        if with_tests:
+            kinds.append(lambda: (self.tests(target),) * 2)
+        if self.killers.get(target, [""])[0].startswith("tests/"):
+            kinds.reverse()
+        return next((found for kind in kinds if (found := kind())[1]), ("", ""))
 
     def validate(self, target: Target, seconds: float) -> tuple[str, str]:
         """The first cell that FAILs, and how; those that noticed other mutants come first, then the quick ones."""

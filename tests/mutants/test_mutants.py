@@ -15,7 +15,7 @@ import pytest
 from mutation_equivalents import EQUIVALENT
 from mutation_record import Record
 from mutation_rules import cpp_code, edits, mutants, other_number, python_code
-from mutation_switches import HEADER, lines_to_blame, switched
+from mutation_switches import HEADER, lines_to_blame, switched, with_header
 from mutation_targets import BACKENDS, EXEMPT, LISTED, ROOT, TARGETS, Target
 from mutation_workspace import KILLED, SURVIVED, Verdict
 from run import choose, run
@@ -124,10 +124,10 @@ def test_a_switch_does_what_its_mutant_does(tmp_path):
     number, header = tmp_path / "number", tmp_path / "switches.h"
     number.write_bytes(bytes(mmap.PAGESIZE))
     header.write_text(f'#define STEEPEST_MUTANT_FILE "{number}"\n' + HEADER.read_text())
-    text, numbers = switched(SWITCHABLE, work, (), header)
+    text, numbers = switched(SWITCHABLE, work, ())
     left_out = [mutant.rule for k, mutant in work if k not in numbers]
     assert len(numbers) >= 35 and set(left_out) <= {"rounding"}
-    together, unchanged = library("together", text), values(library("unchanged", SWITCHABLE))
+    together, unchanged = library("together", with_header(text, header)), values(library("unchanged", SWITCHABLE))
     assert values(together) == unchanged
     differing = 0
     for k, mutant in work:
