@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -82,10 +84,20 @@ class Workspace:
         return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def run(self, *command, check: bool = False, **environment) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [str(part) for part in command], cwd=self.folder, env={**os.environ, "PATH": self.path(), **environment},
-            capture_output=True, text=True, check=check, timeout=TESTS_SECONDS,
+        """TimeoutExpired when it takes too long; nothing that it started goes on then."""
+        arguments = [str(part) for part in command]
+        process = subprocess.Popen(
+            arguments, cwd=self.folder, env={**os.environ, "PATH": self.path(), **environment}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+        try:
+            out, errors = process.communicate(timeout=TESTS_SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if check and process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, arguments, out, errors)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, errors)
 
     def build(self) -> str:
         """Brings the library up to date; what the compiler says when it cannot."""
