@@ -48,6 +48,7 @@ fuzz: build
 	STEEPEST_FUZZ=10000 $(py) -m pytest tests/cpu/test_fuzz.py $(PYTEST)
 
 # At most 14 minutes at a time; status 2 says that some are left, and the next call goes on with them.
+# MUTANTS="--count" says what is known, MUTANTS="--only adam.h" takes some files.
 mutants: build
 	mkdir -p out
 	$(py) tests/mutants/run.py --record out/mutants.jsonl --minutes 14 $(MUTANTS)

@@ -6,13 +6,17 @@
 #include "engine/clones.h"
 #include "engine/engine.h"
 
+#ifndef STEEPEST_HAS_F16C  // 0: tests of what runs elsewhere
 #if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
 #define STEEPEST_HAS_F16C 1
 #define STEEPEST_HAS_SSE2 1
 #else
 #define STEEPEST_HAS_F16C 0
 #define STEEPEST_HAS_SSE2 0
+#endif
+#endif
+#if STEEPEST_HAS_F16C
+#include <immintrin.h>
 #endif
 
 namespace steepest::cpu {
