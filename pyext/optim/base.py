@@ -130,11 +130,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Whether the coming step will be one kernel call for these parameters, all of which have been stepped before,
         if all have gradients now; one that has come since the last step turns up in the step itself."""
         cached = self._tables.get(self.kind.name)
-        return (
-            cached is not None
-            and len(cached.tables) == 1
-            and lib.same_objects(cached.tables[0].params, params)
-        )
+        return cached is not None and len(cached.tables) == 1 and lib.same_objects(cached.tables[0].params, params)
 
     def _clip(self, found_tables: TableSet, grad_scale: Tensor | None) -> Tensor | None:
         tables, reaches = found_tables.tables, found_tables.reaches
