@@ -181,7 +181,7 @@ def ascend(
 
 def row(op: str, rho: float, weigh: Weighing, q: float, step: int = 1) -> tuple:
     """A row of hyper-parameters."""
-    values = rules.numbers(op, lr=rho, alpha=weigh.alpha, eps=weigh.eps)
+    values = rules.numbers(op, lr=check.number(op, "rho", rho, 0), alpha=weigh.alpha, eps=weigh.eps)
     return hyper_fields(values | {"q": q}), step
 
 
