@@ -1,11 +1,13 @@
 // ABI entry points: check every argument, compute derived scalars, dispatch to an engine.
 #include "steepest/steepest.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdio>
 
 #include "engine/engine.h"
+#include "engine/live.h"
 #include "engine/status.h"
 
 namespace steepest {
@@ -67,7 +69,7 @@ RuleFacts rule_facts(int32_t rule, uint32_t flags) {
   }
 }
 
-steepest_status check_hyper(const char *op, const steepest_hyper &h, int64_t row) {
+steepest_status check_hyper(const char *op, const steepest_hyper &h, int64_t row, bool counted) {
   const long long k = row;
   // Negated comparisons, so that NaN fails too.
   const struct {
@@ -85,7 +87,7 @@ steepest_status check_hyper(const char *op, const steepest_hyper &h, int64_t row
   STEEPEST_REQUIRE(h.average_decay >= 0 && h.average_decay <= 1,
                    "%s: hyper[%lld].average_decay is %g, expected in [0, 1]", op, k, h.average_decay);
   STEEPEST_REQUIRE(h.dampening == h.dampening, "%s: hyper[%lld].dampening is NaN", op, k);
-  STEEPEST_REQUIRE(h.step >= 1, "%s: hyper[%lld].step is %lld, expected >= 1 (the first step is 1)", op, k,
+  STEEPEST_REQUIRE(counted || h.step >= 1, "%s: hyper[%lld].step is %lld, expected >= 1 (the first step is 1)", op, k,
                    static_cast<long long>(h.step));
   return STEEPEST_OK;
 }
@@ -169,6 +171,31 @@ steepest_status check_storage(const char *op, const steepest_step_args &a) {
   return STEEPEST_OK;
 }
 
+// Counters and numbers that live where the tensors do.
+steepest_status check_live(const char *op, const steepest_exec &exec, const steepest_step_args &a) {
+  STEEPEST_REQUIRE(a.num_live >= 0 && (a.num_live == 0 || (a.live && a.counters)),
+                   "%s: num_live is %lld, live %p, counters %p; live values need counters", op,
+                   static_cast<long long>(a.num_live), static_cast<const void *>(a.live),
+                   static_cast<const void *>(a.counters));
+  for (int64_t i = 0; i < a.num_live; ++i) {
+    const steepest_live &live = a.live[i];
+    const long long k = i;
+    STEEPEST_REQUIRE(live.row >= (i > 0 ? a.live[i - 1].row : 0) && live.row < a.num_hyper,
+                     "%s: live[%lld].row is %d, expected rows in order and below %lld", op, k, live.row,
+                     static_cast<long long>(a.num_hyper));
+    STEEPEST_REQUIRE(live.field >= 0 && live.field < kLiveFields, "%s: live[%lld].field is %d, expected 0 (lr) to %d (lr_decay)",
+                     op, k, live.field, kLiveFields - 1);
+    if (const steepest_status status = check_address(op, "live", k, live.value, live.is_float64 ? 8 : 4)) return status;
+  }
+  if (!a.counters) return STEEPEST_OK;
+  for (int64_t i = 0; i < a.num_tensors; ++i)
+    if (const steepest_status status = check_address(op, "counters", i, a.counters[i], 4)) return status;
+  const bool scratch = a.device_rows && reinterpret_cast<uintptr_t>(a.device_rows) % 16 == 0;
+  STEEPEST_REQUIRE(exec.device == STEEPEST_CPU || a.num_tensors == 0 || scratch,
+                   "%s: device_rows is %p, expected device memory aligned to 16 bytes", op, a.device_rows);
+  return STEEPEST_OK;
+}
+
 steepest_status check_args(const char *op, const steepest_step_args *args) {
   STEEPEST_REQUIRE(args, "%s: args is NULL", op);
   const steepest_step_args &a = *args;
@@ -199,7 +226,7 @@ steepest_status check_args(const char *op, const steepest_step_args *args) {
                      "%s: %s is %d, expected STEEPEST_FLOAT32 (0), STEEPEST_BFLOAT16 (1), STEEPEST_FLOAT16 (2)%s", op,
                      roles[i], dtypes[i], i == 2 ? " or STEEPEST_BLOCK8 (3)" : "");
   for (int64_t i = 0; i < a.num_hyper; ++i) {
-    if (const steepest_status status = check_hyper(op, a.hyper[i], i)) return status;
+    if (const steepest_status status = check_hyper(op, a.hyper[i], i, a.counters)) return status;
     const double q = a.hyper[i].q;
     const bool power = a.flags & STEEPEST_POWER;
     if (a.rule == STEEPEST_PERTURB)
@@ -215,23 +242,53 @@ steepest_status check_step(const char *op, const steepest_exec *exec, const stee
   clear_error();
   if (const steepest_status status = check_exec(op, exec)) return status;
   if (const steepest_status status = check_args(op, args)) return status;
-  return STEEPEST_OK;
+  return check_live(op, *exec, *args);
 }
 
-uint64_t workspace_bytes(const steepest_step_args &args) {
+// Rows of scalars that are derived on the host: one per row of hyper-parameters, or per tensor where each counts for
+// itself; none where a device derives them.
+int64_t host_rows(const steepest_exec &exec, const steepest_step_args &args) {
+  if (!args.counters) return args.num_hyper;
+  return exec.device == STEEPEST_CPU ? args.num_tensors : 0;
+}
+
+uint64_t workspace_bytes(const steepest_exec &exec, const steepest_step_args &args) {
   return with_rule(args.rule, args.flags, [&](auto rule) {
-    return static_cast<uint64_t>(args.num_hyper) * (sizeof(typename decltype(rule)::Scalars) + sizeof(Extras));
+    const uint64_t index = args.counters ? sizeof(int32_t) : 0;
+    const uint64_t row = sizeof(typename decltype(rule)::Scalars) + sizeof(Extras) + index;
+    return static_cast<uint64_t>(host_rows(exec, args)) * row;
   });
 }
 
-steepest_status check_survey(const char *op, const steepest_exec *exec, const steepest_survey_args *args) {
-  clear_error();
-  if (const steepest_status status = check_exec(op, exec)) return status;
-  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
-  const steepest_survey_args &a = *args;
+// Row `i` of the user's numbers, or of tensor i where each counts for itself.
+steepest_hyper host_row(const steepest_step_args &a, int64_t i) {
+  if (!a.counters) return a.hyper[i];
+  const int32_t row = a.hyper_index ? a.hyper_index[i] : 0;
+  steepest_hyper hyper = a.hyper[row];
+  const auto before = [](const steepest_live &live, int32_t row) { return live.row < row; };
+  for (const steepest_live *live = std::lower_bound(a.live, a.live + a.num_live, row, before);
+       live != a.live + a.num_live && live->row == row; ++live)
+    set_field(hyper, live->field, live_value(live->value, live->is_float64));
+  hyper.step = next_step(*a.counters[i]);
+  return hyper;
+}
+
+// On the CPU, where a call with counters is one with a row of hyper-parameters per tensor.
+steepest_status step_counted(const StepCall &call, int32_t *index) {
+  const steepest_step_args &a = *call.args;
+  steepest_step_args expanded = a;
+  for (int64_t i = 0; i < a.num_tensors; ++i) index[i] = static_cast<int32_t>(i);
+  expanded.hyper_index = index;
+  expanded.num_hyper = a.num_tensors;
+  if (const steepest_status status = cpu::step({call.exec, &expanded, call.scalars, call.extras})) return status;
+  if (!a.found_inf || *a.found_inf == 0.0f)
+    for (int64_t i = 0; i < a.num_tensors; ++i) *a.counters[i] += 1.0f;
+  return STEEPEST_OK;
+}
+
+steepest_status check_survey_args(const char *op, const steepest_survey_args &a) {
   STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_survey_args), "%s: args->struct_size is %llu, expected at least %zu",
                    op, static_cast<unsigned long long>(a.struct_size), sizeof(steepest_survey_args));
-  if (exec->device != STEEPEST_CPU) return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: there is a kernel for the CPU only", op);
   STEEPEST_REQUIRE(a.num_tensors >= 0 && (a.num_tensors == 0 || (a.numel && a.tensors)),
                    "%s: num_tensors is %lld, numel and tensors must not be NULL", op,
                    static_cast<long long>(a.num_tensors));
@@ -253,6 +310,38 @@ steepest_status check_survey(const char *op, const steepest_exec *exec, const st
     if (const steepest_status status = check_address(op, "tensors", k, a.tensors[i], size_of(a.dtype))) return status;
     if (!a.weights) continue;
     if (const steepest_status status = check_address(op, "weights", k, a.weights[i], size_of(a.weight_dtype))) return status;
+  }
+  return STEEPEST_OK;
+}
+
+steepest_status check_survey(const char *op, const steepest_exec *exec, const steepest_survey_args *args) {
+  clear_error();
+  if (const steepest_status status = check_exec(op, exec)) return status;
+  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
+  if (exec->device != STEEPEST_CPU)
+    return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: for the CPU only; steepest_measure is for both", op);
+  return check_survey_args(op, *args);
+}
+
+steepest_status check_measure(const char *op, const steepest_exec *exec, const steepest_measure_args *args) {
+  clear_error();
+  if (const steepest_status status = check_exec(op, exec)) return status;
+  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
+  const steepest_measure_args &a = *args;
+  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_measure_args), "%s: args->struct_size is %llu, expected at least %zu",
+                   op, static_cast<unsigned long long>(a.struct_size), sizeof(steepest_measure_args));
+  STEEPEST_REQUIRE(a.num_lists >= 0 && a.num_lists <= 1024 && (a.num_lists == 0 || a.lists),
+                   "%s: num_lists is %lld, expected 0 to 1024 lists that are not NULL", op,
+                   static_cast<long long>(a.num_lists));
+  STEEPEST_REQUIRE(a.q >= 1 && a.max_norm >= 0, "%s: q is %g, max_norm %g; expected q >= 1 or inf, max_norm >= 0", op, a.q,
+                   a.max_norm);
+  STEEPEST_REQUIRE(!a.count_largest || std::isinf(a.q), "%s: count_largest with q %g, expected inf", op, a.q);
+  for (int64_t i = 0; i < a.num_lists; ++i) {
+    const steepest_survey_args &list = a.lists[i];
+    if (const steepest_status status = check_survey_args(op, list)) return status;
+    STEEPEST_REQUIRE(list.q == a.q && (list.inner != 0) == (a.inner != 0) && list.scale == 1,
+                     "%s: lists[%lld] has q %g, inner %d, scale %g; expected %g, %d and 1", op, static_cast<long long>(i),
+                     list.q, list.inner, list.scale, a.q, a.inner);
   }
   return STEEPEST_OK;
 }
@@ -307,7 +396,7 @@ steepest_status steepest_step_workspace_size(const steepest_exec *exec, const st
                                              uint64_t *bytes) {
   if (const steepest_status status = check_step("steepest_step_workspace_size", exec, args)) return status;
   if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_step_workspace_size: bytes is NULL");
-  *bytes = workspace_bytes(*args);
+  *bytes = workspace_bytes(*exec, *args);
   return STEEPEST_OK;
 }
 
@@ -315,22 +404,23 @@ steepest_status steepest_step(const steepest_exec *exec, const steepest_step_arg
                               uint64_t available) {
   const char *op = "steepest_step";
   if (const steepest_status status = check_step(op, exec, args)) return status;
-  const uint64_t needed = workspace_bytes(*args);
-  if (!workspace || available < needed)
+  const uint64_t needed = workspace_bytes(*exec, *args);
+  if (needed > 0 && (!workspace || available < needed))
     return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
                 static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
+  const int64_t rows = host_rows(*exec, *args);
   Extras *extras = nullptr;
   with_rule(args->rule, args->flags, [&](auto rule) {
     auto *scalars = static_cast<typename decltype(rule)::Scalars *>(workspace);
-    for (int64_t i = 0; i < args->num_hyper; ++i) scalars[i] = rule.scalars(args->hyper[i], args->flags);
-    extras = reinterpret_cast<Extras *>(scalars + args->num_hyper);
+    for (int64_t i = 0; i < rows; ++i) scalars[i] = rule.scalars(host_row(*args, i), args->flags);
+    extras = reinterpret_cast<Extras *>(scalars + rows);
   });
-  for (int64_t i = 0; i < args->num_hyper; ++i) extras[i] = extras_of(args->hyper[i], args->seed);
+  for (int64_t i = 0; i < rows; ++i) extras[i] = extras_of(host_row(*args, i), args->seed);
   const StepCall call{exec, args, workspace, extras};
 #if STEEPEST_WITH_CUDA
   if (exec->device == STEEPEST_CUDA) return cuda::step(call);
 #endif
-  return cpu::step(call);
+  return args->counters ? step_counted(call, reinterpret_cast<int32_t *>(extras + rows)) : cpu::step(call);
 }
 
 steepest_status steepest_step_launches(const steepest_exec *exec, const steepest_step_args *args, int64_t *launches) {
@@ -361,6 +451,42 @@ steepest_status steepest_survey(const steepest_exec *exec, const steepest_survey
     return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
                 static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
   *result = cpu::survey(*exec, *args, static_cast<SurveyPart *>(workspace));
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_measure_workspace_size(const steepest_exec *exec, const steepest_measure_args *args,
+                                                uint64_t *bytes) {
+  if (const steepest_status status = check_measure("steepest_measure_workspace_size", exec, args)) return status;
+  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_measure_workspace_size: bytes is NULL");
+  *bytes = static_cast<uint64_t>(measure_blocks(*args)) * sizeof(SurveyPart);
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_measure(const steepest_exec *exec, const steepest_measure_args *args, void *workspace,
+                                 uint64_t available, steepest_measure_result *result) {
+  const char *op = "steepest_measure";
+  if (const steepest_status status = check_measure(op, exec, args)) return status;
+  if (const steepest_status status = check_address(op, "result", 0, result, 8)) return status;
+  const uint64_t needed = static_cast<uint64_t>(measure_blocks(*args)) * sizeof(SurveyPart);
+  if (needed > 0 && (!workspace || available < needed))
+    return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
+                static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
+  auto *parts = static_cast<SurveyPart *>(workspace);
+#if STEEPEST_WITH_CUDA
+  if (exec->device == STEEPEST_CUDA) return cuda::measure(*exec, *args, parts, result);
+#endif
+  cpu::measure(*exec, *args, parts, result);
+  return STEEPEST_OK;
+}
+
+steepest_status steepest_measure_launches(const steepest_exec *exec, const steepest_measure_args *args,
+                                          int64_t *launches) {
+  if (const steepest_status status = check_measure("steepest_measure_launches", exec, args)) return status;
+  if (!launches) return fail(STEEPEST_ERROR_INVALID, "steepest_measure_launches: launches is NULL");
+  *launches = 0;
+#if STEEPEST_WITH_CUDA
+  if (exec->device == STEEPEST_CUDA) *launches = cuda::measure_launches(*args);
+#endif
   return STEEPEST_OK;
 }
 

@@ -25,6 +25,16 @@ def build_info() -> dict:
 WITH_CUDA: bool = build_info()["cuda"]
 
 
+def asynchronous(device: torch.device) -> bool:
+    """Whether the host would have to wait for what is computed there."""
+    return device.type != "cpu"
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled library steps and surveys tensors there."""
+    return device.type == "cpu" or (device.type == "cuda" and WITH_CUDA)
+
+
 def num_threads() -> int:
     """CPU threads that a call may use: torch's own setting, `torch.set_num_threads`."""
     return torch.get_num_threads()

@@ -6,25 +6,27 @@
 #include <array>
 #include <optional>
 
+#include "bind_common.h"
 #include "formula/adam.h"
-#include "rows.h"
-#include "steepest/steepest.h"
 
 namespace steepest_python {
 namespace {
 
-[[noreturn]] void raise(steepest_status status) {
-  const std::string message = steepest_last_error();
-  switch (status) {
-    case STEEPEST_ERROR_INVALID: throw py::value_error(message);
-    case STEEPEST_ERROR_UNSUPPORTED: PyErr_SetString(PyExc_NotImplementedError, message.c_str()); break;
-    default: PyErr_SetString(PyExc_RuntimeError, message.c_str());
-  }
-  throw py::error_already_set();
-}
-
 // The fields of steepest_hyper in their order, and the step.
 using Hyper = std::pair<std::array<double, 14>, int64_t>;
+
+// Addresses that calls take again and again, kept as the C library wants them.
+struct Addresses {
+  std::vector<uintptr_t> list;
+  Addresses take(const std::vector<int64_t> &rows) const {
+    Addresses out;
+    for (const int64_t row : rows) out.list.push_back(list.at(row));
+    return out;
+  }
+};
+
+// Row, field, whether it is a double, address (steepest_live).
+using Live = std::tuple<int32_t, int32_t, bool, uintptr_t>;
 
 // What a call states besides its tensors.
 struct Step {
@@ -39,7 +41,17 @@ struct Step {
   uint64_t seed;
   std::optional<std::vector<int64_t>> first_index;
   int num_threads;
+  std::optional<Addresses> counters;
+  std::vector<steepest_live> live;
+  uintptr_t device_rows;
 };
+
+std::vector<steepest_live> live_values(const std::vector<Live> &values) {
+  std::vector<steepest_live> out;
+  for (const auto &[row, field, is_float64, address] : values)
+    out.push_back({row, field, is_float64, 0, reinterpret_cast<const void *>(address)});
+  return out;
+}
 
 std::vector<steepest_hyper> hyper_rows(const std::vector<Hyper> &rows) {
   std::vector<steepest_hyper> out;
@@ -48,16 +60,6 @@ std::vector<steepest_hyper> hyper_rows(const std::vector<Hyper> &rows) {
     out.push_back(std::apply([step = step](auto... field) { return steepest_hyper{field..., step}; }, fields));
   return out;
 }
-
-// Counts the bytes of all calls while it is on; asking for them costs a second check of every argument.
-struct TrafficCounter {
-  bool on = false;
-  uint64_t bytes = 0;
-} traffic;
-
-py::object reject(const Mismatch &mismatch) { return py::make_tuple(mismatch.reason, mismatch.role, mismatch.row); }
-
-enum Role { kParam, kGrad, kFirstState };
 
 // The types that lists of a call may have; what the C library asks beyond that, it says itself.
 Mismatch check_types(const Rows &rows, const std::vector<Kind> &kinds) {
@@ -110,6 +112,8 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call, void *
     throw py::value_error("step: hyper_index and the lists of tensors differ in length");
   if (call.first_index && call.first_index->size() != rows.numel.size())
     throw py::value_error("step: first_index and the lists of tensors differ in length");
+  if (call.counters && call.counters->list.size() != rows.numel.size())
+    throw py::value_error("step: counters and the lists of tensors differ in length");
   const int num_states = static_cast<int>(rows.address.size() - call.kinds.size()) - kFirstState;
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
@@ -141,6 +145,10 @@ void step(const TensorReader &reader, const Rows &rows, const Step &call, void *
   args.rounding = call.stochastic ? STEEPEST_STOCHASTIC : STEEPEST_NEAREST;
   args.seed = call.seed;
   args.first_index = call.first_index ? call.first_index->data() : nullptr;
+  args.counters = call.counters ? reinterpret_cast<float *const *>(call.counters->list.data()) : nullptr;
+  args.num_live = static_cast<int64_t>(call.live.size());
+  args.live = call.live.data();
+  args.device_rows = reinterpret_cast<void *>(call.device_rows);
 
   uint64_t bytes = 0;
   if (traffic.on) {
@@ -188,72 +196,6 @@ py::object gather(const TensorReader &reader, OverlapGuard &guard, StateRows &st
   if (const Mismatch mismatch = check_types(states.rows(), states.kinds())) return reject(mismatch);
   if (const Mismatch mismatch = guard.check(states.rows(), kGrad)) return reject(mismatch);
   return py::none();
-}
-
-// T = alpha * |weight| + eps multiplies what is surveyed, or the inner product is taken.
-struct Weigh {
-  int role;  // of the weights
-  double alpha, eps;
-  bool inner;
-};
-
-// One read of the tensors of one role: (sum of |x / scale|^q, largest |x|, whether anything is not finite).
-py::tuple survey_role(const Rows &rows, int role, double q, double scale, int num_threads,
-                      const std::optional<Weigh> &weigh = std::nullopt) {
-  steepest_exec exec = {};
-  exec.struct_size = sizeof exec;
-  exec.device = STEEPEST_CPU;
-  exec.num_threads = num_threads;
-  steepest_survey_args args = {};
-  args.struct_size = sizeof args;
-  args.num_tensors = static_cast<int64_t>(rows.numel.size());
-  args.numel = rows.numel.data();
-  args.tensors = rows.address[role].data();
-  args.dtype = rows.dtype[role];
-  args.q = q;
-  args.scale = scale;
-  if (weigh) {
-    args.weights = rows.address[weigh->role].data();
-    args.weight_dtype = rows.dtype[weigh->role];
-    args.alpha = weigh->alpha;
-    args.eps = weigh->eps;
-    args.inner = weigh->inner;
-  }
-  uint64_t bytes = 0;
-  if (traffic.on) {
-    if (const steepest_status status = steepest_survey_traffic(&exec, &args, &bytes)) raise(status);
-    traffic.bytes += bytes;
-  }
-  if (const steepest_status status = steepest_survey_workspace_size(&exec, &args, &bytes)) raise(status);
-  std::vector<char> workspace(bytes);
-  steepest_survey_result result;
-  steepest_status status;
-  {
-    py::gil_scoped_release release;
-    status = steepest_survey(&exec, &args, workspace.data(), bytes, &result);
-  }
-  if (status) raise(status);
-  return py::make_tuple(result.power_sum, result.largest, result.nonfinite != 0);
-}
-
-// Of a list of tensors of one dtype; or the reason why the list is not plain.
-py::object survey(const TensorReader &reader, const py::list &tensors, double q, double scale, int num_threads) {
-  Rows rows;
-  if (const Mismatch mismatch = rows.gather(reader, {tensors}, {})) return reject(mismatch);
-  if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
-  if (rows.dtype[0] > STEEPEST_FLOAT16) return reject({"dtype", 0, 0});
-  return survey_role(rows, 0, q, scale, num_threads);
-}
-
-// The same with every element times (alpha * |its weight| + eps).
-py::object survey_weighed(const TensorReader &reader, const py::list &tensors, const py::list &weights, double alpha,
-                          double eps, double q, double scale, bool inner, int num_threads) {
-  Rows rows;
-  if (const Mismatch mismatch = rows.gather(reader, {tensors, weights}, {})) return reject(mismatch);
-  if (rows.device.type != kDLCPU) return reject({"device", 0, 0});
-  for (int role = 0; role < 2; ++role)
-    if (rows.dtype[role] > STEEPEST_FLOAT16) return reject({"dtype", role, 0});
-  return survey_role(rows, 0, q, scale, num_threads, Weigh{1, alpha, eps, inner});
 }
 
 // The derived scalars of Adam rows as float32 values, for kernels that live outside the C library (Triton).
@@ -357,6 +299,7 @@ bool same_values(const py::list &objects, const py::dict &dict) {
 }  // namespace steepest_python
 
 void bind_matrix(pybind11::module_ &m);  // bind_matrix.cpp
+void bind_survey(pybind11::module_ &m);  // bind_survey.cpp
 
 PYBIND11_MODULE(_C, m) {
   using namespace steepest_python;
@@ -375,18 +318,26 @@ PYBIND11_MODULE(_C, m) {
       .value("EXPONENTS", Kind::kExponents);
   py::class_<StateRows>(m, "StateRows")
       .def(py::init<py::list, py::list, const std::vector<std::string> &, std::vector<Kind>>());
+  py::class_<Addresses>(m, "Addresses")
+      .def(py::init([](std::vector<uintptr_t> list) { return Addresses{std::move(list)}; }))
+      .def("take", &Addresses::take);
+  bind_survey(m);
+  m.attr("DEVICE_ROW_BYTES") = STEEPEST_DEVICE_ROW_BYTES;
   py::class_<Step>(m, "Step")
       .def(py::init([](int32_t rule, uint32_t flags, const std::vector<Hyper> &hyper,
                        std::optional<std::vector<int32_t>> index, double clip_value, uintptr_t grad_scale,
                        uintptr_t clip_coefficient, uintptr_t found_inf, std::vector<Kind> kinds, bool stochastic,
-                       uint64_t seed, std::optional<std::vector<int64_t>> first_index, int num_threads) {
+                       uint64_t seed, std::optional<std::vector<int64_t>> first_index, int num_threads,
+                       std::optional<Addresses> counters, const std::vector<Live> &live, uintptr_t device_rows) {
              return Step{rule,       flags,            hyper_rows(hyper), std::move(index), clip_value,
                          grad_scale, clip_coefficient, found_inf,         std::move(kinds), stochastic,
-                         seed,       std::move(first_index), num_threads};
+                         seed,       std::move(first_index), num_threads, std::move(counters),
+                         live_values(live), device_rows};
            }),
            py::kw_only(), py::arg("rule"), py::arg("flags"), py::arg("hyper"), py::arg("index"), py::arg("clip_value"),
            py::arg("grad_scale"), py::arg("clip_coefficient"), py::arg("found_inf"), py::arg("kinds"),
-           py::arg("stochastic"), py::arg("seed"), py::arg("first_index"), py::arg("num_threads"));
+           py::arg("stochastic"), py::arg("seed"), py::arg("first_index"), py::arg("num_threads"),
+           py::arg("counters") = std::nullopt, py::arg("live") = std::vector<Live>(), py::arg("device_rows") = 0);
   m.def("step", &step_lists, py::arg("reader"), py::arg("roles"), py::arg("call"));
   m.def("gather", &gather, py::arg("reader"), py::arg("guard"), py::arg("states"), py::arg("open"));
   m.def(
@@ -395,24 +346,8 @@ PYBIND11_MODULE(_C, m) {
       py::arg("reader"), py::arg("states"), py::arg("call"));
   m.def("launches", &launches, py::arg("rule"), py::arg("flags"), py::arg("num_states"), py::arg("numel"),
         py::arg("hyper_index"), py::arg("num_hyper"));
-  m.def("survey", &survey, py::arg("reader"), py::arg("tensors"), py::arg("q"), py::arg("scale"),
-        py::arg("num_threads"));
-  m.def("survey_weighed", &survey_weighed, py::arg("reader"), py::arg("tensors"), py::arg("weights"),
-        py::arg("alpha"), py::arg("eps"), py::arg("q"), py::arg("scale"), py::arg("inner"), py::arg("num_threads"));
-  m.def(
-      "survey_states",
-      [](const StateRows &states, double q, double scale, int num_threads) {
-        return survey_role(states.rows(), kGrad, q, scale, num_threads);
-      },
-      py::arg("states"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
   m.def("weight_norm", &weight_norm, py::arg("rows"), py::arg("columns"), py::arg("v"), py::arg("g"), py::arg("norms"),
         py::arg("w"), py::arg("grad_w"), py::arg("grad_v"), py::arg("grad_g"), py::arg("num_threads"));
-  m.def(
-      "survey_states_weighed",
-      [](const StateRows &states, double alpha, double eps, double q, double scale, int num_threads) {
-        return survey_role(states.rows(), kGrad, q, scale, num_threads, Weigh{kParam, alpha, eps, false});
-      },
-      py::arg("states"), py::arg("alpha"), py::arg("eps"), py::arg("q"), py::arg("scale"), py::arg("num_threads"));
   m.def("step_states_from", &step_states_from, py::arg("reader"), py::arg("states"), py::arg("away"), py::arg("call"));
   m.def("count_traffic", [](bool on) {
     const uint64_t bytes = traffic.bytes;

@@ -34,17 +34,22 @@ class Call:
     clip_coefficient: Tensor | None = None
     found_inf: Tensor | None = None
     first_index: list[int] | None = None  # see storage.py
+    # Steps that are counted where the tensors live (steepest_step_args.counters and what belongs to it).
+    counters: lib.Addresses | None = None
+    live: tuple[tuple[int, int, bool, int], ...] = ()  # row, field, whether float64, address; in the order of rows
+    device_rows: Tensor | None = None  # scratch on a GPU
 
     @property
     def scalars(self) -> tuple[Tensor | None, ...]:
         return self.grad_scale, self.clip_coefficient, self.found_inf
 
     def on(self, device: torch.device) -> Call:
-        return Call(self.rule, *(None if t is None else t.to(device) for t in self.scalars), self.first_index)
+        return replace(self, **{name: None if t is None else t.to(device) for name, t in zip(SCALARS, self.scalars)})
 
     def of_rows(self, rows: list[int]) -> Call:
         first = None if self.first_index is None else [self.first_index[i] for i in rows]
-        return Call(self.rule, *self.scalars, first)
+        counters = None if self.counters is None else self.counters.take(rows)
+        return replace(self, first_index=first, counters=counters)
 
     def native(self, hyper: list[tuple], index: list[int] | None) -> lib.Step:
         """As the compiled module takes it; the scalars must outlive the call."""
@@ -53,7 +58,8 @@ class Call:
         return lib.Step(
             rule=rule.number, flags=rule.flags, hyper=hyper, index=index, clip_value=rule.clip_value,
             kinds=kept.kinds(rule.states), stochastic=kept.stochastic, seed=kept.seed, first_index=self.first_index,
-            num_threads=num_threads(), **dict(zip(SCALARS, address)),
+            num_threads=num_threads(), counters=self.counters, live=self.live,
+            device_rows=0 if self.device_rows is None else self.device_rows.data_ptr(), **dict(zip(SCALARS, address)),
         )  # fmt: skip
 
 
@@ -110,6 +116,8 @@ def triton_missing(call: Call) -> str:
     rule = call.rule
     if not rule.storage.plain or call.first_index is not None:
         return "other storage than one number per element, noise and averages"
+    if call.counters is not None:
+        return "steps that are counted on the device (capturable=True)"
     if rule.number != lib.ADAM or not rule.flags & lib.DECOUPLED:
         return f"{rule.name}; it has AdamW"
     if rule.flags & lib.CAUTIOUS or rule.clip_value or call.clip_coefficient is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steepest import check, layout
+from steepest import _native, check, layout
 from steepest._native import lib, num_threads, reader
 from steepest.distributed.norms import reduce_norm, reduce_parts
 from steepest.distributed.shards import Reach, check_placements, local, reach_of, reaches_of
@@ -47,8 +47,9 @@ def survey(tensors: Sequence[Tensor], *, q: float = 2.0) -> Survey:
         tensors: float32, bfloat16 or float16 tensors on one device, of any shapes and layouts; may be empty.
         q: >= 1, or math.inf.
 
-    Raises ValueError or TypeError for anything else.  Cost: 4 bytes per float32 element on the CPU; on CUDA it is
-    computed by torch's foreach norms, without waiting for the device.
+    Raises ValueError or TypeError for anything else.  Cost: 4 bytes per float32 element (twice for q other than 1, 2
+    and inf); on CUDA nothing waits for the device, and the bits are the CPU's.  Of DTensors on CUDA the shards' norms
+    come from torch.
     """
     op = "survey"
     shards = _checked(op, tensors)
@@ -57,7 +58,7 @@ def survey(tensors: Sequence[Tensor], *, q: float = 2.0) -> Survey:
         return _result(0.0, 0.0, q, torch.device("cpu"))
     device = tensors[0].device
     reaches = reaches_of(tensors)
-    if device.type != "cpu":
+    if _native.asynchronous(device):
         return _on_device(tensors, q, shards)
     alike: dict[tuple[Reach | None, torch.dtype], list[Tensor]] = {}
     for tensor, shard in zip(tensors, shards):
@@ -79,7 +80,8 @@ def from_lists(read, q: float, device: torch.device) -> Survey:
     if math.isinf(q) or not math.isfinite(largest):
         return _result(largest, largest, q, device)
     power_sum = math.fsum(part[0] for part in parts)
-    norm = power_sum ** (1 / q) if direct else largest * power_sum ** (1 / q)
+    # As csrc/formula/survey.h has it, which other devices compute.
+    norm = power_sum if q == 1 else math.sqrt(power_sum) if q == 2 else largest * power_sum ** (1 / q)
     return _result(norm, largest, q, device)
 
 
@@ -121,6 +123,11 @@ def _on_device(tensors: Sequence[Tensor], q: float, shards: list[Tensor] | None 
     whole = all(reach_of(tensor) is None for tensor in tensors)
     if whole and not filled:
         return _result(0.0, 0.0, q, shards[0].device)
+    if whole and _native.has_kernels(shards[0].device):
+        measure = new_measure(q)
+        add_lists(measure, filled)
+        found = run_measure(measure, shards[0].device)
+        return Survey(found.norm32, found.largest, found.nonfinite, q)
     if whole:
         largest = torch.stack([n.float() for n in torch._foreach_norm(filled, math.inf)]).max()
         joint = torch.linalg.vector_norm(torch.stack([n.double() for n in torch._foreach_norm(filled, q)]), q).float()
@@ -138,6 +145,58 @@ def of_gradients(params: Sequence[Tensor]) -> Survey:
     grads = [p.grad for p in params]
     shards = [p.new_empty(0) if grad is None else local(grad) for p, grad in zip(map(local, params), grads)]
     return _on_device([p if grad is None else grad for p, grad in zip(params, grads)], 2.0, shards)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one or two reads say about tensors, 0-dim where they live (steepest_measure_result)."""
+
+    norm: Tensor  # float64: (sum |x|^q)^(1/q), or the inner product
+    norm32: Tensor  # float32: that divided by a loss scale
+    largest: Tensor  # float32: max |x|
+    clip_coefficient: Tensor  # float32
+    steepness: Tensor  # float32: largest / norm; q = inf: 1 / how many are the largest, if they were counted
+    nonfinite: Tensor  # bool
+
+
+def new_measure(q: float, *, inner: bool = False, count_largest: bool = False) -> lib.Measure:
+    return lib.Measure(q=q, inner=inner, count_largest=count_largest)
+
+
+def add_lists(
+    measure: lib.Measure, tensors: Sequence[Tensor], weights: Sequence[Tensor] | None = None, alpha: float = 0.0,
+    eps: float = 1.0,
+) -> None:  # fmt: skip
+    """Adds plain tensors of any dtypes and layouts, those of a row of one shape."""
+    buckets: dict[tuple, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor.numel():
+            buckets.setdefault((tensor.dtype, None if weights is None else weights[i].dtype), []).append(i)
+    for rows in buckets.values():
+        lists = [[role[i] for i in rows] for role in ([tensors] if weights is None else [tensors, weights])]
+        if measure.add(reader, lists[0], None if weights is None else lists[1], alpha, eps) is None:
+            continue
+        # Gaps between elements, a row of tensors laid out unlike each other, a tensor subclass ...
+        plain = layout.Rows([[t.detach() for t in role] for role in lists], [False] * len(lists), [False] * len(lists))
+        reason = measure.add(reader, plain.roles[0], None if weights is None else plain.roles[1], alpha, eps)
+        if reason is not None:
+            raise RuntimeError(f"survey: prepared tensors were turned down: {reason}; please report this")
+
+
+def run_measure(
+    measure: lib.Measure, device: torch.device, *, max_norm: float = 0.0, grad_scale: Tensor | None = None
+) -> Measured:
+    """Runs it once on everything that was added; nothing waits for the device."""
+    size = measure.workspace_bytes
+    workspace = torch.empty(size // 8, dtype=torch.float64, device=device)  # which a graph being captured keeps
+    result = torch.empty(4, dtype=torch.float64, device=device)
+    measure.run(
+        reader=reader, max_norm=max_norm, grad_scale=0 if grad_scale is None else grad_scale.data_ptr(),
+        workspace=workspace.data_ptr(), workspace_bytes=size, result=result.data_ptr(), num_threads=num_threads(),
+    )  # fmt: skip
+    _, _, norm32, largest, clip_coefficient, steepness, _, _ = result.view(torch.float32).unbind()
+    nonfinite = result.view(torch.bool)[24]
+    return Measured(result[0], norm32, largest, clip_coefficient, steepness, nonfinite)
 
 
 def _power(op: str, q) -> float:

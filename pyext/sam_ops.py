@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steepest import check, layout, norms, rules, storage
+from steepest import _native, check, layout, norms, rules, storage
 from steepest._native import lib, num_threads, reader
 from steepest.engine import Call, run_lists
 from steepest.rules import hyper_fields
@@ -81,10 +81,19 @@ def measure(
 
 
 def measure_parts(parts: list, q: float, device: torch.device, reduce_norm=None) -> Steepness | None:
-    """The same of parts that can read(q, scale), as norms.from_lists, and on a GPU list weighed() gradients."""
+    """The same of parts that can read(q, scale), as norms.from_lists, and on a GPU add themselves to a measure."""
     if q == 1:
         return None
-    largest, norm, share = (_on_cpu if device.type == "cpu" else _on_device)(parts, q, device)
+    if _native.asynchronous(device) and _native.has_kernels(device):
+        found = norms.new_measure(q, count_largest=math.isinf(q))
+        for part in parts:
+            part.add_to(found)
+        found = norms.run_measure(found, device)
+        if reduce_norm is None:
+            return Steepness(found.norm, found.largest, found.steepness, found.nonfinite)
+        largest, norm, share = found.largest.double(), found.norm, found.steepness.double()
+    else:
+        largest, norm, share = (_on_device if _native.asynchronous(device) else _on_cpu)(parts, q, device)
     if reduce_norm is not None:
         norm = reduce_norm(norm, q)
         if math.isinf(q):  # this rank's largest elements may not be the largest of all
@@ -106,6 +115,10 @@ class Bucket:
         if self.weights is None:
             return norms.native(self.grads, q, scale)
         return _weighed(self.grads, self.weights, self.weigh.alpha, self.weigh.eps, q, scale, False)
+
+    def add_to(self, measure: lib.Measure) -> None:
+        weights = None if self.weights is None else [w.detach() for w in self.weights]
+        norms.add_lists(measure, self.grads, weights, self.weigh.alpha, self.weigh.eps)
 
     def weighed(self) -> list[Tensor]:
         if self.weights is None:
@@ -129,7 +142,12 @@ def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
     rows = [i for i, x in enumerate(a) if x.numel()]
     if not rows:
         return torch.zeros((), dtype=torch.float64)
-    if a[rows[0]].device.type != "cpu":
+    device = a[rows[0]].device
+    if _native.asynchronous(device):
+        if _native.has_kernels(device):
+            measure = norms.new_measure(1.0, inner=True)
+            norms.add_lists(measure, [a[i] for i in rows], [b[i] for i in rows])
+            return norms.run_measure(measure, device).norm
         return torch.stack([torch.sum(a[i] * b[i], dtype=torch.float64) for i in rows]).sum()
     buckets: dict[tuple, list[int]] = {}
     for i in rows:
@@ -153,7 +171,7 @@ def _on_cpu(parts: list[Bucket], q: float, device) -> tuple[Tensor, Tensor, Tens
 
 
 def _on_device(parts: list[Bucket], q: float, device) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from torch's foreach norms, without waiting for the device."""
+    """The same from torch's foreach norms, for builds without CUDA kernels."""
     one = torch.ones((), dtype=torch.float64, device=device)
     if not parts:
         return one * 0, one * 0, one
@@ -248,14 +266,19 @@ def perturb_(
 
 
 @torch.no_grad()
-def restore_(params: Sequence[Tensor], backups: Sequence[Tensor], *, backend: str = "auto") -> None:
+def restore_(
+    params: Sequence[Tensor], backups: Sequence[Tensor], *, backend: str = "auto", unless: Tensor | None = None
+) -> None:
     """params <- backups, in place: bit for bit where dtypes agree; a float32 master is rounded to nearest.
+
+    unless: one-element float32 tensor; nothing changes where it is not 0, which nobody waits for to find out.
 
     Raises ValueError, TypeError before anything changes.  Cost: 8 bytes per float32 element.
     """
     op = "restore_"
     check.tensor_lists(op, ("params", "backups"), [params, backups])
-    run_lists(op, Call(rules.restore(op)), [list(params), list(backups)], [(hyper_fields({}), 1)], None, backend)
+    call = Call(rules.restore(op), found_inf=unless)
+    run_lists(op, call, [list(params), list(backups)], [(hyper_fields({}), 1)], None, backend)
 
 
 def _check_same_dtypes(op: str, params: list[Tensor], backups: list[Tensor]) -> None:

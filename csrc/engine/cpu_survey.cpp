@@ -61,11 +61,7 @@ steepest_survey_result survey(const steepest_exec &exec, const steepest_survey_a
       }
   };
   run_on_threads(threads, work);
-  SurveyPart total{0.0, 0};
-  for (int64_t block = 0; block < blocks; ++block) {
-    total.power_sum += parts[block].power_sum;
-    total.largest = std::max(total.largest, parts[block].largest);
-  }
+  const SurveyPart total = total_part(parts, blocks);
   return {total.power_sum, bits_float(total.largest), total.largest >= 0x7f800000u};
 }
 

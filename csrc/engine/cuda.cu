@@ -1,5 +1,6 @@
 // CUDA engine: one launch steps as many tensors as its argument holds (see cuda_plan.h); one block steps one tile.
 #include "engine/cuda_block.h"
+#include "engine/cuda_live.h"
 #include "engine/cuda_step.h"
 #include "engine/status.h"
 
@@ -169,8 +170,10 @@ auto find_kernel(const steepest_step_args &args) {
 steepest_status step(const StepCall &call) {
   return with_rule(call.args->rule, call.args->flags, [&](auto rule) {
     using Rule = decltype(rule);
-    if (const auto kernel = find_kernel<Rule>(*call.args)) return launch_all<PlainLaunch<Rule>>(call, kernel);
-    return launch_general(call);
+    const auto kernel = find_kernel<Rule>(*call.args);
+    if (call.args->counters)
+      if (const steepest_status status = launch_live(call, kernel == nullptr)) return status;
+    return kernel ? launch_all<PlainLaunch<Rule>>(call, kernel) : launch_general(call);
   });
 }
 
@@ -178,7 +181,10 @@ int64_t launches(const steepest_step_args &args) {
   const StepCall call{nullptr, &args, nullptr, nullptr};
   return with_rule(args.rule, args.flags, [&](auto rule) {
     using Rule = decltype(rule);
-    return find_kernel<Rule>(args) ? count_launches<PlainLaunch<Rule>>(call) : count_launches<GeneralLaunch<Rule>>(call);
+    const bool general = !find_kernel<Rule>(args);
+    int64_t live = 0;
+    if (args.counters) for_live_launches(args, general, [&](const LiveLaunch &) { ++live; });
+    return live + (general ? count_launches<GeneralLaunch<Rule>>(call) : count_launches<PlainLaunch<Rule>>(call));
   });
 }
 

@@ -38,7 +38,8 @@ struct Work {
         high = middle;
     }
     tensor = launch.slots[low].tensor;
-    scalars = launch.slots[tensor.scalars].scalars;
+    scalars = launch.header.rows != nullptr ? static_cast<const typename Launch::Row *>(launch.header.rows)[tensor.scalars]
+                                            : launch.slots[tensor.scalars].scalars;
   }
 };
 

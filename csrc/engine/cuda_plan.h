@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "engine/engine.h"
+#include "engine/live.h"
 #include "formula/storage.h"
 
 // Tests on the host make blocks and grids small: to run faster, and to have tensors cut between launches.
@@ -59,10 +60,11 @@ struct LaunchHeader {
   const float *grad_scale;        // device memory or null
   const float *clip_coefficient;  // device memory or null
   const float *found_inf;         // device memory or null
+  const void *rows;               // scalars that were derived on the device, of type Launch::Row; null: in the slots
   float clip_value;               // inf: none
   uint32_t num_tensors;
   uint32_t maximize;
-  uint32_t shrinks;  // whether any row of scalars asks for shrink_after
+  uint32_t shrinks;  // whether any row of scalars asks, or may ask, for shrink_after
 };
 
 // Tensors fill the slots from the front, scalars from the back, so that neither a list with few hyper-parameter rows nor
@@ -192,7 +194,7 @@ struct GeneralLaunch {
 };
 
 static_assert(kTile % kBlock8 == 0, "an 8-bit block must not be cut by a tile");
-static_assert(sizeof(LaunchHeader) == 40, "header larger than assumed");
+static_assert(sizeof(LaunchHeader) == 48, "header larger than assumed");
 static_assert(sizeof(PlainLaunch<Sgd<false>>) <= kArgumentBytes && sizeof(PlainLaunch<Adam<true>>) <= kArgumentBytes &&
                   sizeof(GeneralLaunch<Sgd<false>>) <= kArgumentBytes &&
                   sizeof(GeneralLaunch<Adam<true>>) <= kArgumentBytes,
@@ -213,7 +215,8 @@ class Packer {
         args_.clip_value > 0 ? static_cast<float>(args_.clip_value) : std::numeric_limits<float>::infinity();
     header.num_tensors = 0;
     header.maximize = args_.flags & STEEPEST_MAXIMIZE;
-    header.shrinks = 0;
+    header.rows = nullptr;
+    header.shrinks = live_shrinks();
     launch_.prepare(args_);
   }
 
@@ -232,26 +235,48 @@ class Packer {
     const int32_t hyper = args_.hyper_index ? args_.hyper_index[i] : 0;
     Tensor rest = Launch::describe(args_, i);
     while (rest.numel > 0) {
-      int row = find_row(hyper);
-      const int needed = row < 0 ? 2 : 1;
-      if (static_cast<int>(launch_.header.num_tensors) + rows_ + needed > kSlots || tiles_ == kMaxGrid) {
-        flush();
-        row = -1;
-      }
-      if (row < 0) row = add_row(hyper);
+      const uint16_t scalars = args_.counters ? make_room(i) : make_room(find_row(hyper), hyper);
 
       const int64_t shift = Launch::shift(rest);
       const int64_t tiles = std::min((rest.numel - 1 + shift) / kTile + 1, kMaxGrid - tiles_);
       Tensor part = rest;
       part.numel = std::min(rest.numel, tiles * kTile - shift);
       part.first_tile = static_cast<uint32_t>(tiles_);
-      part.scalars = static_cast<uint16_t>(kSlots - 1 - row);
+      part.scalars = scalars;
       launch_.slots[launch_.header.num_tensors++].tensor = part;
       tiles_ += tiles;
       Launch::advance(rest, args_, part.numel);
       rest.numel -= part.numel;
     }
   }
+
+  // Makes room for one more tensor with the hyper-parameter row given, whose place among the launch's rows, if it has one
+  // there, is `row`; returns the slot of its scalars.
+  uint16_t make_room(int row, int32_t hyper) {
+    const int needed = row < 0 ? 2 : 1;
+    if (full(rows_ + needed)) {
+      flush();
+      row = -1;
+    }
+    if (row < 0) row = add_row(hyper);
+    return static_cast<uint16_t>(kSlots - 1 - row);
+  }
+
+  // The same for tensor i of a call whose scalars are derived on the device, one row per tensor.
+  uint16_t make_room(int64_t i) {
+    if (launch_.header.num_tensors > 0 && (full(1) || i - first_ > UINT16_MAX)) flush();
+    if (launch_.header.num_tensors == 0) {
+      first_ = i;
+      launch_.header.rows = static_cast<const typename Launch::Row *>(args_.device_rows) + i;
+    }
+    return static_cast<uint16_t>(i - first_);
+  }
+
+  bool full(int needed) const {
+    return static_cast<int>(launch_.header.num_tensors) + needed > kSlots || tiles_ == kMaxGrid;
+  }
+
+  uint32_t live_shrinks() const { return args_.counters && may_shrink_after(args_); }
 
   // Rows are looked for from the newest: tensors of one group usually follow each other.
   int find_row(int32_t hyper) const {
@@ -272,7 +297,7 @@ class Packer {
   void flush() {
     emit_(launch_, tiles_);
     launch_.header.num_tensors = 0;
-    launch_.header.shrinks = 0;
+    launch_.header.shrinks = live_shrinks();
     rows_ = 0;
     tiles_ = 0;
   }
@@ -281,6 +306,7 @@ class Packer {
   const steepest_step_args &args_;
   Emit emit_;
   int64_t tiles_ = 0;
+  int64_t first_ = 0;  // tensor of this launch, where scalars are derived on the device
   int rows_ = 0;
   int32_t hyper_[kSlots];  // hyper-parameter row of each row of scalars in the launch
   Launch launch_;

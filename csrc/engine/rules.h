@@ -23,8 +23,11 @@ template <bool kPower, bool kBackup>
 constexpr bool kReadsStates<Perturb<kPower, kBackup>> = false;
 
 // Calls f(Rule{}); the rule has been checked.
+#if defined(__CUDACC__)
+#pragma nv_exec_check_disable  // f runs where this is called
+#endif
 template <class F>
-auto with_rule(int32_t rule, uint32_t flags, F &&f) {
+STEEPEST_HD auto with_rule(int32_t rule, uint32_t flags, F &&f) {
   const bool momentum = flags & STEEPEST_MOMENTUM;
   switch (rule) {
     case STEEPEST_SGD: return momentum ? f(Sgd<true>{}) : f(Sgd<false>{});

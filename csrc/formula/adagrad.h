@@ -17,7 +17,7 @@ struct Adagrad {
   static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative
   using Scalars = AdagradScalars;
 
-  static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
     Scalars s;
     s.shrink = shrink_scalars(h, flags);
     s.negative_lr = static_cast<float>(-(h.lr / (1.0 + static_cast<double>(h.step - 1) * h.lr_decay)));

@@ -26,17 +26,16 @@ struct Adam {
   static constexpr uint32_t kMagnitudes = 6u;  // bit k: state k is never negative
   using Scalars = AdamScalars;
 
-  static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
-    const double t = static_cast<double>(h.step);
-    const double bias1 = 1.0 - std::pow(h.beta1, t);
-    const double bias2 = 1.0 - std::pow(h.beta2, t);
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
+    const double bias1 = 1.0 - whole_power(h.beta1, h.step);
+    const double bias2 = 1.0 - whole_power(h.beta2, h.step);
     Scalars s;
     s.shrink = shrink_scalars(h, flags);
     s.lerp = static_cast<float>(1.0 - h.beta1);
     s.lerp_rest = 1.0f - s.lerp;
     s.beta2 = static_cast<float>(h.beta2);
     s.beta2_rest = static_cast<float>(1.0 - h.beta2);
-    s.bias2_sqrt = static_cast<float>(std::sqrt(bias2));
+    s.bias2_sqrt = static_cast<float>(sqrt(bias2));
     s.negative_step_size = static_cast<float>(-(h.lr / bias1));
     s.eps = static_cast<float>(h.eps);
     return s;

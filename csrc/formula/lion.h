@@ -21,7 +21,7 @@ struct Lion {
   static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = LionScalars;
 
-  static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
     Scalars s;
     s.shrink = shrink_scalars(h, flags);
     s.beta1 = static_cast<float>(h.beta1);
@@ -49,7 +49,7 @@ struct Sign {
   static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = SignScalars;
 
-  static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
     return {shrink_scalars(h, flags), static_cast<float>(-h.lr)};
   }
 

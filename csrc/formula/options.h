@@ -1,4 +1,6 @@
 // What all rules share: how the gradient is prepared before a rule sees it, and how weights shrink around it.
+// Scalars are derived in double by functions that run on the host and on a device: where a step's number is known to the
+// device alone, it gets the same bits.
 // Compiled without contraction of a*b+c, so CPU clones and CUDA round alike.
 #pragma once
 
@@ -6,6 +8,7 @@
 #include <limits>
 
 #include "formula/number.h"
+#include "formula/power.h"
 #include "formula/random.h"
 #include "steepest/steepest.h"
 
@@ -35,7 +38,7 @@ struct Shrink {
   float l1;        // lr * l1
 };
 
-inline Shrink shrink_scalars(const steepest_hyper &h, uint32_t flags) {
+STEEPEST_HD Shrink shrink_scalars(const steepest_hyper &h, uint32_t flags) {
   const bool decoupled = flags & STEEPEST_DECOUPLED, cautious = flags & STEEPEST_CAUTIOUS;
   Shrink s;
   s.decay = decoupled && !cautious ? static_cast<float>(1.0 - h.lr * h.weight_decay) : 1.0f;
@@ -70,9 +73,9 @@ struct Extras {
   RandomStream rounding_stream, noise_stream;
 };
 
-inline Extras extras_of(const steepest_hyper &h, uint64_t seed) {
+STEEPEST_HD Extras extras_of(const steepest_hyper &h, uint64_t seed) {
   Extras e;
-  e.noise = static_cast<float>(std::sqrt(h.noise_eta / std::pow(1.0 + static_cast<double>(h.step), h.noise_gamma)));
+  e.noise = static_cast<float>(sqrt(h.noise_eta * power01(1.0 / (1.0 + static_cast<double>(h.step)), h.noise_gamma)));
   e.average_weight = static_cast<float>(1.0 - h.average_decay);
   e.average_weight_rest = 1.0f - e.average_weight;
   e.rounding_stream = random_stream(seed, h.step, kForRounding);

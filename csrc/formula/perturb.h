@@ -7,7 +7,6 @@
 #pragma once
 
 #include "formula/options.h"
-#include "formula/power.h"
 
 namespace steepest {
 
@@ -30,7 +29,7 @@ struct Perturb {
   static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = PerturbScalars;
 
-  static Scalars scalars(const steepest_hyper &h, uint32_t) {
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t) {
     Scalars s{};
     s.shrink = {1.0f, 0.0f, 0.0f, 0.0f};
     s.rho = static_cast<float>(h.lr);
@@ -39,7 +38,7 @@ struct Perturb {
     const bool sign = h.q == 1.0;
     s.weigh = sign ? 0.0f : s.alpha;
     s.base = sign ? 1.0f : s.eps;
-    s.largest_only = std::isinf(h.q);
+    s.largest_only = h.q > 1.7e308;
     s.proportional = !sign && !s.largest_only;
     // |x| / largest is 1 for the largest alone: the quotient of two different floats never rounds to 1.
     s.threshold = s.proportional ? 2.0f : sign ? 0.0f : 0.99999994f;
@@ -86,7 +85,7 @@ struct Restore {
   static constexpr int kStates = 0;
   static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = RestoreScalars;
-  static Scalars scalars(const steepest_hyper &, uint32_t) { return {{1.0f, 0.0f, 0.0f, 0.0f}}; }
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &, uint32_t) { return {{1.0f, 0.0f, 0.0f, 0.0f}}; }
   STEEPEST_HD static void step(float &p, float copy, float *, const Scalars &) { p = copy; }
 };
 

@@ -37,7 +37,7 @@ struct RandomStream {
   }
 };
 
-inline RandomStream random_stream(uint64_t seed, int64_t step, RandomPurpose purpose) {
+STEEPEST_HD RandomStream random_stream(uint64_t seed, int64_t step, RandomPurpose purpose) {
   // Every bit of the seed reaches the key (the finaliser of splitmix64, Steele et al. 2014).
   uint64_t x = seed + 0x9e3779b97f4a7c15u * ((static_cast<uint64_t>(step) >> 24) * 4 + purpose);
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;

@@ -23,7 +23,7 @@ struct Rmsprop {
   static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative
   using Scalars = RmspropScalars;
 
-  static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
     Scalars s;
     s.shrink = shrink_scalars(h, flags);
     s.alpha = static_cast<float>(h.alpha);

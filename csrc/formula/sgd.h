@@ -21,7 +21,7 @@ struct Sgd {
   static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
   using Scalars = SgdScalars;
 
-  static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
+  STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t flags) {
     const bool first = h.step == 1;
     Scalars s;
     s.shrink = shrink_scalars(h, flags);

@@ -41,8 +41,8 @@ class Adagrad(FusedOptimizer):
     Args:
         params: parameters, (name, parameter) pairs, or param groups.
         lr, lr_decay, weight_decay, initial_accumulator_value, eps: as in torch.optim.Adagrad.
-        maximize, decoupled_weight_decay, cautious, l1, clip_value, max_grad_norm, foreach, fused, differentiable: see
-            steepest.optim.options.
+        maximize, decoupled_weight_decay, cautious, l1, clip_value, max_grad_norm, foreach, fused, capturable,
+        differentiable: see steepest.optim.options.
 
     Raises:
         ValueError, TypeError: wrong numbers, non-leaf parameters, sparse gradients, wrong shapes; before any change.

@@ -121,13 +121,13 @@ class Away:
         """The base optimizer has put home what was still away."""
         self.params, self.homes = [], []
 
-    def come_home(self) -> None:
-        """Every weight as it was, bit for bit."""
-        _restore(list(zip(self.params, self.homes)))
+    def come_home(self, unless: Tensor | None = None) -> None:
+        """Every weight as it was, bit for bit; `unless`: see sam_ops.restore_."""
+        _restore(list(zip(self.params, self.homes)), unless)
         self.arrived()
 
 
-def _restore(pairs: list[tuple[Tensor, Tensor]]) -> None:
+def _restore(pairs: list[tuple[Tensor, Tensor]], unless: Tensor | None = None) -> None:
     for dtypes in {(p.dtype, home.dtype): None for p, home in pairs}:
         same = [(p, home) for p, home in pairs if (p.dtype, home.dtype) == dtypes]
-        sam_ops.restore_([p for p, _ in same], [home for _, home in same])
+        sam_ops.restore_([p for p, _ in same], [home for _, home in same], unless=unless)

@@ -10,14 +10,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steepest import check, norms, storage
+from steepest import _native, check, norms, storage
 from steepest._native import lib
 from steepest.distributed.norms import reduce_parts
 from steepest.distributed.shards import check_parameters
 from steepest.ops_steps import enlist, traced_step
+from steepest.optim import options
 from steepest.optim.options import KEYS, PRECISION, Precision
 from steepest.optim.state import ParamState
-from steepest.optim.table import MAGNITUDES, GroupPlan, GroupRule, Table, TableSet, decoded
+from steepest.optim.table import MAGNITUDES, NO_SCALARS, GroupPlan, GroupRule, Numbers, Table, TableSet, decoded
 from steepest.rules import hyper_fields
 
 
@@ -34,7 +35,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     _step_takes_sources = True
     kind: GroupRule  # of optimizers with one rule for all groups
     # Options that cannot have another value.
-    fixed: ClassVar[dict[str, object]] = {"capturable": False, "differentiable": False}
+    fixed: ClassVar[dict[str, object]] = {"differentiable": False}
 
     def __init__(self, params, defaults: dict, *, max_grad_norm: float | None = None):
         self._tables: dict[str, TableSet] = {}
@@ -49,8 +50,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _check_group(self, number: int, group: dict) -> None:
         """Raises for a group whose options are wrong; called at construction, add_param_group and loading."""
         where = f"{type(self).__name__}: param group {number}"
-        self.kind.numbers(where, group)
-        self.kind.rule(group)
+        known, _ = options.without_tensors(where, group)
+        self.kind.numbers(where, known)
+        self.kind.rule(known)
         Precision.of(where, group)
         for option, value in self.fixed.items():
             if option in group and group[option] != value:
@@ -117,14 +119,17 @@ class FusedOptimizer(torch.optim.Optimizer):
         """
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         rules, hyper = self._rules_and_numbers(kind, groups)
-        tables = self._prepared_tables(kind, groups, rules)
-        if found_inf is not None and bool(found_inf != 0):
-            return
+        tables = self._prepared_tables(kind, groups, rules, found_inf is not None)
+        if found_inf is not None and not all(table.live for table in tables):
+            if bool(found_inf != 0):
+                return
+            found_inf = None
         coefficient = None
         if self.max_grad_norm is not None:
             coefficient = self._clip(self._tables[kind.name], grad_scale)
+        scalars = (grad_scale, coefficient, found_inf)
         for table in tables:
-            table.run(hyper, (grad_scale, coefficient, None), sources)
+            table.run(hyper, NO_SCALARS if all(scalar is None for scalar in scalars) else scalars, sources)
 
     def steps_all(self, params: list[Tensor]) -> bool:
         """Whether the coming step will be one kernel call for these parameters, all of which have been stepped before,
@@ -138,40 +143,61 @@ class FusedOptimizer(torch.optim.Optimizer):
             return None
         op = f"{type(self).__name__}.step"
         device = next((p.device for params in found_tables.params for p in params), torch.device("cpu"))
-        if device.type == "cpu":
-            found = norms.from_lists(
-                lambda q, scale: reduce_parts(op, [(t.reach, t.survey(q, scale)) for t in tables], reaches), 2.0, device
-            )
-        else:
+        if _native.asynchronous(device):
+            return self._clip_there(found_tables, device, grad_scale)
+        found = norms.from_lists(
+            lambda q, scale: reduce_parts(op, [(t.reach, t.survey(q, scale)) for t in tables], reaches), 2.0, device
+        )
+        return self._clipped(found, device, grad_scale)
+
+    def _clip_there(self, found_tables: TableSet, device: torch.device, grad_scale: Tensor | None) -> Tensor:
+        """The same without waiting for a device."""
+        if found_tables.reaches or not _native.has_kernels(device):
             found = norms.of_gradients([p for params in found_tables.params for p in params])
+            return self._clipped(found, device, grad_scale)
+        measure = norms.new_measure(2.0)
+        for table in found_tables.tables:
+            table.add_to(measure)
+        scale = None if grad_scale is None else grad_scale.to(device)
+        found = norms.run_measure(measure, device, max_norm=self.max_grad_norm, grad_scale=scale)
+        self.grad_norm = found.norm32
+        return found.clip_coefficient
+
+    def _clipped(self, found: norms.Survey, device: torch.device, grad_scale: Tensor | None) -> Tensor:
         if grad_scale is not None:
             found = norms.Survey(found.norm / grad_scale.to(device), found.max_abs, found.nonfinite, found.q)
         self.grad_norm = found.norm
         return found.clip_coefficient(self.max_grad_norm)
 
-    def _rules_and_numbers(self, kind: GroupRule, groups) -> tuple[dict[int, GroupPlan], dict[int, tuple]]:
+    def _rules_and_numbers(self, kind: GroupRule, groups) -> tuple[dict[int, GroupPlan], dict[int, Numbers]]:
         """Each group's rule and checked hyper-parameters, anew only where an option has changed."""
         rules, numbers = {}, {}
         for number, group in groups:
-            options = (*[group[name] for name in kind.options], *[group.get(name) for name in PRECISION])
+            tensors = ()
+            if group.get("capturable"):
+                group, tensors = options.without_tensors(f"{kind.name}: param group {number}", group)
+            given = (*[group[name] for name in kind.options], *[group.get(name) for name in KEPT])
+            if tensors:
+                given = (*given, tuple(id(tensor) for _, tensor in tensors))
             known = self._known.get(number)
-            if known is None or known[0] is not kind or not _same_options(known[1], options):
+            if known is None or known[0] is not kind or not _same_options(known[1], given):
                 where = f"{kind.name}: param group {number}"
-                plan = GroupPlan(kind.rule(group), Precision.of(where, group))
+                plan = GroupPlan(kind.rule(group), Precision.of(where, group), bool(group.get("capturable")))
                 values = kind.numbers(where, group)
                 values |= storage.numbers(where, group.get("gradient_noise"), group.get("ema_decay"))
-                known = (kind, options, plan, hyper_fields(values))
+                known = (kind, given, plan, Numbers(hyper_fields(values), tensors))
                 self._known[number] = known
             rules[number], numbers[number] = known[2], known[3]
         return rules, numbers
 
     def _prepared_tables(
-        self, kind: GroupRule, groups: list[tuple[int, dict]], rules: dict[int, GroupPlan]
+        self, kind: GroupRule, groups: list[tuple[int, dict]], rules: dict[int, GroupPlan], scaled: bool = False
     ) -> list[Table]:
+        """`scaled`: under a GradScaler, which may have found that the step must be skipped."""
         cached = self._tables.get(kind.name)
-        if cached is not None and cached.fits(groups, rules, self.state) and cached.prepare():
+        if cached is not None and cached.fits(groups, rules, self.state, scaled) and cached.prepare():
             return cached.tables
-        fresh = TableSet(kind, groups, rules, self.state)
+        fresh = TableSet(kind, groups, rules, self.state, scaled)
         self._tables[kind.name] = fresh
         if not fresh.prepare():
             raise RuntimeError(f"{kind.name}: gradients or states changed while the step was being prepared")
@@ -196,6 +222,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         for group in packed["param_groups"]:
             for name in PRECISION:
                 group.pop(name, None)
+            if all(params[number].device.type == "cpu" for number in group["params"]) and "capturable" in group:
+                group["capturable"] = False  # torch refuses it on the CPU
         return packed
 
     @contextlib.contextmanager
@@ -243,6 +271,10 @@ def _restore_dtypes(optimizer: torch.optim.Optimizer, state_dict: dict) -> None:
             # Otherwise a load hook has put something else there.
             if torch.equal(rounded.nan_to_num(), loaded.nan_to_num()):
                 optimizer.state[p][key] = saved.to(device=loaded.device, copy=True)
+
+
+# Options of a group that its rule does not read, and its plan does.
+KEPT = (*PRECISION, "capturable")
 
 
 def _same_options(old: tuple, new: tuple) -> bool:

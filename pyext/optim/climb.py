@@ -87,6 +87,9 @@ class RowsPart:
             return lib.survey_states(self.climb.rows, q, scale, num_threads())
         return lib.survey_states_weighed(self.climb.rows, self.weigh.alpha, self.weigh.eps, q, scale, num_threads())
 
+    def add_to(self, measure: lib.Measure) -> None:
+        measure.add_states(self.climb.rows, bool(self.weigh.alpha), self.weigh.alpha, self.weigh.eps)
+
     def weighed(self) -> list[Tensor]:
         grads = lib.gradients(self.climb.params)
         return sam_ops.Bucket(grads, self.climb.params if self.weigh.alpha else None, self.weigh).weighed()

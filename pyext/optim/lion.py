@@ -32,7 +32,8 @@ class Lion(FusedOptimizer):
     Args:
         params: parameters, (name, parameter) pairs, or param groups.
         lr, betas, weight_decay: as in the paper; decay is decoupled unless decoupled_weight_decay=False.
-        maximize, decoupled_weight_decay, cautious, l1, clip_value, max_grad_norm, foreach: see steepest.optim.options.
+        maximize, decoupled_weight_decay, cautious, l1, clip_value, max_grad_norm, foreach, capturable: see
+            steepest.optim.options.
 
     Raises:
         ValueError, TypeError: wrong numbers, non-leaf parameters, sparse gradients, wrong shapes; before any change.

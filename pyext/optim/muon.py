@@ -77,6 +77,7 @@ class Muon(FusedOptimizer):
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
+    _step_supports_amp_scaling = False  # a GradScaler unscales and skips by itself
     _step_takes_sources = False
 
     def __init__(

@@ -8,7 +8,13 @@ maximize: ascend.
 max_grad_norm: gradients are clipped by their joint norm over all groups inside the step, as by clip_grad_norm_, and
     not written; `optimizer.grad_norm` is the norm of the last step.
 foreach, fused: accepted for compatibility with torch.optim and without effect; the step is always fused.
-capturable, differentiable: must be False.
+capturable: steps are counted where the parameters live, state["step"] being there too, and lr, weight_decay and betas
+    may be one-element float32 or float64 tensors there, which each step reads: a CUDA graph of the step, replayed,
+    does what calling it would.  Take a step or two before the capture, so that states exist; numbers that are not
+    tensors are part of the graph.  Also allowed on the CPU, where torch's optimizers refuse it at the first step.
+    (Under torch.amp.GradScaler steps of parameters on a GPU are counted there in any case, because only it knows which
+    are skipped.)
+differentiable: must be False.
 
 How parameters and states are kept (keyword arguments of every elementwise optimizer and options of its param groups;
 what they mean exactly: steepest.storage)::
@@ -36,12 +42,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from steepest import check, storage
+from steepest import _native, check, storage
 from steepest.rules import Rule
 from steepest.storage import Storage
 
 SHARED = ("maximize", "cautious", "l1", "clip_value", "decoupled_weight_decay")
+CAPTURABLE = dict(capturable=False)  # of optimizers that torch's take no such argument for
 TORCH = dict(foreach=None, fused=None, capturable=False, differentiable=False)
 
 
@@ -71,10 +79,43 @@ KEYS = {"masters": "master", "residuals": "residual", "averages": "ema"}
 
 def precision_defaults(name: str, given: dict) -> dict:
     """What was given of the options above (checkpoints stay torch's where nothing was); raises for unknown names."""
+    known = (*PRECISION, *CAPTURABLE)
     for option in given:
-        if option not in PRECISION:
-            raise TypeError(f"{name}: unknown argument {option!r}; known besides the rule's: {', '.join(PRECISION)}")
+        if option not in known:
+            raise TypeError(f"{name}: unknown argument {option!r}; known besides the rule's: {', '.join(known)}")
     return given
+
+
+# Options of a capturable group that may be tensors, by their places in rules.HYPER.
+LIVE = {"lr": (0,), "weight_decay": (1,), "betas": (3, 4)}
+
+
+def without_tensors(where: str, group: dict) -> tuple[dict, tuple[tuple[int, Tensor], ...]]:
+    """A capturable group with numbers in the place of its tensors, and these with their places in rules.HYPER.
+
+    The number is the tensor's on the CPU; on a device it is 0: the step reads it there, and the host must not wait.
+    """
+    if not group.get("capturable"):
+        return group, ()
+    known, tensors = dict(group), []
+    for name, places in LIVE.items():
+        value = group.get(name)
+        several = isinstance(value, (tuple, list))
+        values = list(value) if several else [value]
+        if not any(isinstance(one, Tensor) for one in values) or len(values) != len(places):
+            continue
+        for k, one in enumerate(values):
+            if not isinstance(one, Tensor):
+                continue
+            if one.numel() != 1 or one.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"{where}: {name} is a {one.dtype} tensor of shape {tuple(one.shape)}, expected one float32 or "
+                    "float64 element"
+                )
+            tensors.append((places[k], one))
+            values[k] = 0.0 if _native.asynchronous(one.device) else one.item()
+        known[name] = tuple(values) if several else values[0]
+    return known, tuple(tensors)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class SGD(FusedOptimizer):
     Args:
         params: parameters, (name, parameter) pairs, or param groups.
         lr, momentum, dampening, weight_decay, nesterov: as in torch.optim.SGD; lr may be a 0-dim CPU tensor.
-        maximize, decoupled_weight_decay, cautious, l1, clip_value, max_grad_norm, foreach, fused, differentiable: see
-            steepest.optim.options.
+        maximize, decoupled_weight_decay, cautious, l1, clip_value, max_grad_norm, foreach, fused, capturable,
+        differentiable: see steepest.optim.options.
 
     Raises:
         ValueError, TypeError: wrong numbers, non-leaf parameters, sparse gradients, wrong shapes; before any change.

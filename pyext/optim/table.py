@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steepest import norms
+from steepest import _native, norms
 from steepest._native import lib, num_threads, reader
 from steepest.distributed.shards import check_8bit, first_element, local, local_lists, reach_of, reaches_of, reading
-from steepest.engine import Call, check_rows, step_checked, step_native
+from steepest.engine import SCALARS, Call, check_rows, step_checked, step_native
 from steepest.optim.options import KEYS, Precision
 from steepest.optim.state import ParamState, counter_untouched, untouched
 from steepest.reference import storage as codec
@@ -56,6 +56,15 @@ class GroupPlan:
 
     rule: Rule
     precision: Precision
+    capturable: bool = False
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A group's hyper-parameters: as numbers, and those that tensors hold, which a step counted there reads itself."""
+
+    fields: tuple[float, ...]
+    tensors: tuple[tuple[int, Tensor], ...] = ()  # place among the fields, one-element tensor
 
 
 # States that are never negative, by the names of rules.py; they have a code of their own in 8 bits.
@@ -114,9 +123,10 @@ class Table:
 
     def __init__(
         self, kind: GroupRule, rule: Rule, precision: Precision, rows: list[tuple[int, dict, Tensor]], state: dict,
-        first_index: list[int] | None,
+        first_index: list[int] | None, live: bool = False,
     ):  # fmt: skip
         self.kind, self.rule, self.plain = kind, rule, Call(rule, first_index=first_index)
+        self.live = live  # steps are counted where the parameters live
         keys = kind.keys(rule)
         self.names = (*keys, *stored_keys(rule, keys))
         self.params = [p for _, _, p in rows]
@@ -134,14 +144,10 @@ class Table:
             for name in rule.storage.lists:
                 if entry.get(KEYS[name]) is None:
                     entry[KEYS[name]] = _initial_list(name, p, precision)
-        # The counters of all rows are one tensor, so that counting is one operation; each state["step"] is a 0-dim
-        # float32 view of it, which is what torch.optim keeps there.
-        self.steps = torch.tensor([float(entry["step"]) for entry in self.entries], dtype=torch.float32)
-        for entry, counter in zip(self.entries, self.steps.unbind()):
-            entry["step"] = counter
-        self.counts = (
-            self.steps.numpy()
-        )  # the same memory: numpy counts in 5 us where torch, called so rarely, takes 70
+        self.counts = None if live else self._count_here()
+        if live:
+            counters = counters_there(self.op, self.device, self.entries)
+            self.plain = replace(self.plain, counters=lib.Addresses([counter.data_ptr() for counter in counters]))
         self.rows = lib.StateRows(self.params, self.entries, self.names, rule.storage.kinds(rule.states))
         self.guard = lib.OverlapGuard()
         # Rows that somebody has looked at since the last step, and rows whose states must be read in each step.
@@ -154,6 +160,15 @@ class Table:
         self.distinct_groups = list(dict.fromkeys(self.groups))
         place = {number: i for i, number in enumerate(self.distinct_groups)}
         self.group_index = None if len(place) == 1 else [place[number] for number in self.groups]
+
+    def _count_here(self):
+        """The counters of all rows, as numpy has them."""
+        # They are one tensor, so that counting is one operation; each state["step"] is a 0-dim float32 view of it,
+        # which is what torch.optim keeps there.
+        steps = torch.tensor([float(entry["step"]) for entry in self.entries], dtype=torch.float32)
+        for entry, counter in zip(self.entries, steps.unbind()):
+            entry["step"] = counter
+        return steps.numpy()  # the same memory: numpy counts in 5 us where torch, called so rarely, takes 70
 
     def prepare(self) -> bool:
         """Gathers and checks everything; raises for mistakes; False when the table no longer fits the optimizer."""
@@ -181,6 +196,13 @@ class Table:
             return lib.survey_states(self.rows, q, scale, num_threads())
         return norms.native(self.lists[1], q, scale)
 
+    def add_to(self, measure: lib.Measure) -> None:
+        """The gradients that `prepare` found, for a joint norm whose result stays on the device."""
+        if self.lists is None:
+            measure.add_states(self.rows, False, 0.0, 1.0)
+        else:
+            norms.add_lists(measure, self.lists[1])
+
     def _settle(self) -> None:
         """Opens the rows that were touched; closes, after a step without any, those that nobody can reach."""
         if self.touched:
@@ -197,16 +219,19 @@ class Table:
         return counter_untouched(entry) and all(untouched(entry, name) for name in self.names)
 
     def run(
-        self, hyper: dict[int, tuple], scalars: tuple[Tensor | None, ...], sources: dict[Tensor, Tensor] | None = None
-    ) -> None:
+        self, hyper: dict[int, Numbers], scalars: tuple[Tensor | None, ...],
+        sources: dict[Tensor, Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """The step that `prepare` made ready; counters advance only when it has succeeded.
 
         Parameters that `sources` has are stepped from the tensor there instead of from their own values.
         """
         rows, index = self._hyper_rows(hyper)
-        call = (
-            self.plain if scalars == NO_SCALARS else Call(self.rule, *scalars, self.plain.first_index).on(self.device)
-        )
+        call = self.plain
+        if scalars is not NO_SCALARS:
+            call = replace(call, **dict(zip(SCALARS, scalars))).on(self.device)
+        if self.live:
+            call = self._counted(call, hyper)
         if self.lists is None and self._gathered(sources):
             lib.step_states_from(reader, self.rows, sources.rows, call.native(rows, index))
         elif sources and "masters" not in self.rule.storage.lists:
@@ -217,7 +242,21 @@ class Table:
             step_checked(self.op, call, self.lists, rows, index)
             torch.autograd.graph.increment_version(self.params)  # lib.StateRows has done it on the other path
         self.lists = None
-        self.counts += 1
+        if not self.live:
+            self.counts += 1
+
+    def _counted(self, call: Call, hyper: dict[int, Numbers]) -> Call:
+        """The call with what it reads and writes on the device."""
+        live = [
+            (row, field, tensor.dtype == torch.float64, tensor.data_ptr())
+            for row, group in enumerate(self.distinct_groups)
+            for field, tensor in hyper[group].tensors
+            if tensor.device == self.device  # others were numbers when the step was called
+        ]
+        rows = None
+        if self.device.type != "cpu":
+            rows = torch.empty(len(self.params) * lib.DEVICE_ROW_BYTES, dtype=torch.uint8, device=self.device)
+        return replace(call, live=tuple(live), device_rows=rows)
 
     def _gathered(self, sources) -> bool:
         """Whether all sources are in rows of the same parameters (climb.Sources)."""
@@ -254,19 +293,60 @@ class Table:
                 step_checked(self.op, mine, roles, hyper, part_index)
         torch.autograd.graph.increment_version(self.params)
 
-    def _hyper_rows(self, hyper: dict[int, tuple]) -> tuple[list[tuple], list[int] | None]:
-        first = int(self.counts[0])
-        if (self.counts == first).all():
-            return [(hyper[group], first + 1) for group in self.distinct_groups], self.group_index
+    def _hyper_rows(self, hyper: dict[int, Numbers]) -> tuple[list[tuple], list[int] | None]:
+        first = 0 if self.live else int(self.counts[0])
+        if self.live or (self.counts == first).all():
+            return [(hyper[group].fields, first + 1) for group in self.distinct_groups], self.group_index
         keys = list(zip(self.groups, self.counts.tolist()))
         number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        return [(hyper[group], int(count) + 1) for group, count in number], [number[key] for key in keys]
+        return [(hyper[group].fields, int(count) + 1) for group, count in number], [number[key] for key in keys]
+
+
+def counters_there(op: str, device: torch.device, entries: list[dict]) -> list[Tensor]:
+    """Each entry's "step" as a one-element float32 tensor on the device, no two in the same place; made where missing.
+
+    Counters that are already there stay the same tensors: CUDA graphs know them by address.
+    """
+    if not _native.has_kernels(device):
+        raise NotImplementedError(f"{op}: steps can be counted on {device} with this library's CUDA kernels only, and "
+                                  "this build has none (no nvcc at build time); expected capturable=False")  # fmt: skip
+    seen: set[int] = set()
+    missing = []
+    for entry in entries:
+        step = entry["step"]
+        there = isinstance(step, Tensor) and step.device == device and step.dtype == torch.float32
+        if there and step.numel() == 1 and step.data_ptr() not in seen:
+            seen.add(step.data_ptr())
+        else:
+            missing.append(entry)
+    if missing:
+        counts = [float(entry["step"]) for entry in missing]
+        zeros = torch.zeros(len(counts), dtype=torch.float32, device=device)  # allowed while a graph is captured
+        steps = zeros.copy_(torch.tensor(counts)) if any(counts) else zeros
+        for entry, counter in zip(missing, steps.unbind()):
+            entry["step"] = counter
+    return [entry["step"] for entry in entries]
+
+
+def counts_there(device: torch.device, entry: dict | None, scaled: bool) -> bool:
+    """Whether steps of parameters on a device are counted there without being asked to.
+
+    Else the host would have to wait for the decision to skip one, or for a counter that is there already (from a
+    checkpoint, or since the first scaled step).
+    """
+    if not (_native.asynchronous(device) and _native.has_kernels(device)):
+        return False
+    step = None if entry is None else dict.get(entry, "step")
+    return scaled or (isinstance(step, Tensor) and step.device == device)
 
 
 class TableSet:
     """All tables of one rule, with what proves that they still describe the optimizer."""
 
-    def __init__(self, kind: GroupRule, groups: list[tuple[int, dict]], rules: dict[int, GroupPlan], state: dict):
+    def __init__(
+        self, kind: GroupRule, groups: list[tuple[int, dict]], rules: dict[int, GroupPlan], state: dict,
+        scaled: bool = False,
+    ):  # fmt: skip
         self.rules, self.state = rules, state
         # Elements are numbered through all parameters of these groups, whether they have gradients or not.
         every = [p for _, group in groups for p in group["params"]]
@@ -282,20 +362,22 @@ class TableSet:
                 else:
                     plan = rules[number]
                     rule = plan.precision.applied(plan.rule, p.dtype)
-                    key = (p.device, p.dtype, rule, plan.precision, reach_of(p))
+                    live = plan.capturable or counts_there(p.device, state.get(p), scaled)
+                    key = (p.device, p.dtype, rule, plan.precision, reach_of(p), live)
                     buckets.setdefault(key, []).append((number, group, p))
         # Every rank takes part in a joint norm, also one whose parameters have no gradients.
         self.reaches = reaches_of(every)
         self.tables = []
-        for (_, _, rule, precision, _), rows in buckets.items():
+        for (_, _, rule, precision, _, live), rows in buckets.items():
             index = [first[id(p)] + first_element(p) for _, _, p in rows] if precision.draws(rule) else None
-            self.tables.append(Table(kind, rule, precision, rows, state, index))
+            self.tables.append(Table(kind, rule, precision, rows, state, index, live))
         self.entries = list(state.values())
 
-    def fits(self, groups: list[tuple[int, dict]], rules: dict[int, GroupPlan], state: dict) -> bool:
+    def fits(self, groups: list[tuple[int, dict]], rules: dict[int, GroupPlan], state: dict, scaled: bool) -> bool:
         """Same groups, same parameters, same state dictionaries: by identity, without touching a tensor."""
         return (
             self.rules == rules
+            and not (scaled and any(not t.live and counts_there(t.device, None, True) for t in self.tables))
             and self.state is state
             and all(lib.same_objects(old, group["params"]) for old, (_, group) in zip(self.params, groups))
             and lib.same_values(self.entries, state)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from steepest import check, norms, sam_ops
+from steepest import _native, check, norms, sam_ops
 from steepest.optim.away import Away
 from steepest.optim.freeze import frozen_batchnorm
 from steepest.sam_ops import Weighing
@@ -251,23 +251,39 @@ class TwoPass(torch.optim.Optimizer):
     def _finish(self, combine: Callable[[Tensor | None], None]) -> None:
         scale, found = getattr(self, "grad_scale", None), self._found_inf(getattr(self, "found_inf", None))
         try:
-            if found is None or not bool(found):
-                combine(scale)
-                self._base_step(scale)
+            if found is not None and not self._decides_there(found.device):
+                if bool(found):
+                    return
+                found = None
+            combine(scale)
+            self._base_step(scale, found)
         finally:
             self.restore()
 
-    def _base_step(self, scale: Tensor | None) -> None:
-        """One step of the base optimizer from the weights' homes, with gradients that a GradScaler has scaled."""
+    def _decides_there(self, device: torch.device) -> bool:
+        """Whether the base optimizer can find out by itself, on a device, that its step is to be skipped."""
+        # A combination of both passes' gradients would be made of inf and NaN, and be remembered.
+        combines = type(self).combine is not TwoPass.combine or self.keeps_first
+        supports = getattr(self.base_optimizer, "_step_supports_amp_scaling", False)
+        return _native.asynchronous(device) and supports and not combines
+
+    def _base_step(self, scale: Tensor | None, found: Tensor | None = None) -> None:
+        """One step of the base optimizer from the weights' homes, with gradients that a GradScaler has scaled.
+
+        found: whether there was inf or NaN, where only the device knows; the weights then come home there.
+        """
         base = self.base_optimizer
         sources = self._away.sources()
         step = base.step if not sources else functools.partial(base.step, sources=sources)
-        if scale is None:
+        if scale is None and found is None:
             step()
         elif getattr(base, "_step_supports_amp_scaling", False):
-            base.grad_scale, base.found_inf = scale, torch.zeros_like(scale)
+            base.grad_scale = torch.ones((), device=found.device) if scale is None else scale
+            base.found_inf = torch.zeros_like(scale) if found is None else found.float()
             try:
                 step()
+                if found is not None:
+                    self._away.come_home(unless=(~found).float())
             finally:
                 del base.grad_scale, base.found_inf
         else:
@@ -286,6 +302,8 @@ class TwoPass(torch.optim.Optimizer):
             flags.append(self.steepness.nonfinite)
         if self.skip_nonfinite:
             flags.append(norms.survey(self._gradients(), q=math.inf).nonfinite)
+        if len(flags) == 1:
+            return flags[0]
         return torch.stack([flag.to(flags[0].device) for flag in flags]).any()
 
     def _keep_first(self) -> None:

@@ -237,7 +237,6 @@ def test_sparse_gradient_is_refused():
         ({"betas": (1.0, 0.9)}, "betas[0] is 1.0"),
         ({"eps": -1}, "eps is -1"),
         ({"weight_decay": -1}, "weight_decay is -1"),
-        ({"capturable": True}, "capturable=True is not supported"),
         ({"differentiable": True}, "differentiable=True is not supported"),
     ],
 )

@@ -232,3 +232,25 @@ def test_an_error_in_one_gradient_leaves_everything_unchanged():
     with pytest.raises(ValueError, match=r"params\[1\]: gradient is torch.sparse_coo"):
         optimizer.step()
     assert torch.equal(w, before) and not optimizer.state[w]
+
+
+def test_a_grad_scaler_unscales_and_skips():
+    plain, scaled = ([torch.randn(8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+                      torch.ones(8).requires_grad_()] for _ in range(2))  # fmt: skip
+    optimizers = [steepest.optim.Muon([("weight", w), ("bias", b)], lr=0.02) for w, b in (plain, scaled)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    for step in range(3):
+        for (w, b), optimizer in zip((plain, scaled), optimizers):
+            optimizer.zero_grad()
+            loss = (x @ w + b).square().mean()
+            (loss if optimizer is optimizers[0] else scaler.scale(loss)).backward()
+        if step == 1:
+            scaled[0].grad[0, 0] = float("inf")
+            plain[0].grad = plain[1].grad = None
+        optimizers[0].step()
+        scaler.step(optimizers[1])
+        scaler.update()
+        for a, b in zip(plain, scaled):
+            # Powers of two: scaling and unscaling change no bit.
+            assert torch.equal(a, b)

@@ -210,7 +210,6 @@ BAD = [
     (lambda p: optim.Adagrad(p, initial_accumulator_value=-1), "initial_accumulator_value is -1"),
     (lambda p: optim.Adam(p, betas=(0.9, 1.0)), r"betas\[1\] is 1.0"),
     (lambda p: optim.Adam(p, cautious=True), "expected decoupled decay with it"),
-    (lambda p: optim.AdamW(p, capturable=True), "capturable=True is not supported"),
     (lambda p: optim.Lion(p, l1=-1.0), "l1 is -1.0"),
     (lambda p: optim.Lion(p, clip_value=0), "clip_value is 0"),
     (lambda p: optim.Lion(p, max_grad_norm=-1), "max_grad_norm is -1"),

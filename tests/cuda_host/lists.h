@@ -132,6 +132,7 @@ struct Coverage {
   int64_t empty = 0, aligned = 0, shifted = 0, apart = 0;  // tensors
   int64_t skipped = 0, scaled = 0, clipped = 0;            // lists
   int64_t masters = 0, residuals = 0, sources = 0, averages = 0, block8 = 0, stochastic = 0, noise = 0, mixed = 0;
+  int64_t counted = 0, live = 0;
   int64_t rules[kRuleCount] = {};                          // lists
 };
 
@@ -174,6 +175,7 @@ class List {
       static const float flags[] = {1.0f, std::numeric_limits<float>::quiet_NaN()};
       found_inf_.push_back(random.one_in(4) ? flags[random.below(2)] : 0.0f);
     }
+    if (random.one_in(3)) count_on_device(random, coverage);
     coverage.lists += 1;
     coverage.tensors += tensors;
     coverage.rules[chosen] += 1;
@@ -220,12 +222,48 @@ class List {
     a.hyper_index = hyper_index_.data();
     a.grad_scale = scale_.empty() ? nullptr : scale_.data();
     a.found_inf = found_inf_.empty() ? nullptr : found_inf_.data();
+    if (counters_.empty() || !counting_) return a;
+    counter_address_.clear();
+    for (size_t i = 0; i < numel_.size(); ++i) counter_address_.push_back(&counters_[i]);
+    for (size_t k = 0; k < live_.size(); ++k)
+      live_[k].value = live_[k].is_float64 ? static_cast<const void *>(&values_[k].wide) : &values_[k].narrow;
+    rows_.resize(numel_.size());
+    a.counters = counter_address_.data();
+    a.num_live = static_cast<int64_t>(live_.size());
+    a.live = live_.data();
+    a.device_rows = rows_.data();
     return a;
+  }
+
+  bool counted() const { return !counters_.empty(); }
+
+  // The same call with what the device would read written into its rows, one per tensor.
+  List known_to_the_host() const {
+    List out(*this);
+    out.hyper_.clear();
+    for (size_t i = 0; i < numel_.size(); ++i) {
+      steepest_hyper hyper = hyper_[hyper_index_[i]];
+      double *const fields[] = {&hyper.lr,  &hyper.weight_decay, &hyper.l1,        &hyper.beta1, &hyper.beta2,
+                                &hyper.eps, &hyper.momentum,     &hyper.dampening, &hyper.alpha, &hyper.lr_decay};
+      for (size_t k = 0; k < live_.size(); ++k)
+        if (live_[k].row == hyper_index_[i])
+          *fields[live_[k].field] = live_[k].is_float64 ? values_[k].wide : static_cast<double>(values_[k].narrow);
+      hyper.step = static_cast<int64_t>(counters_[i]) + 1;
+      out.hyper_.push_back(hyper);
+      out.hyper_index_[i] = static_cast<int32_t>(i);
+      out.counters_[i] += skipped() ? 0.0f : 1.0f;  // what they must become
+    }
+    out.counting_ = false;
+    return out;
   }
 
   // "" when every element and guard byte of both lists is the same; NaN equals NaN, whatever its payload, since which
   // operand's payload survives is up to the compiler.
   std::string difference(const List &other) const {
+    for (size_t i = 0; i < counters_.size(); ++i)
+      if (counters_[i] != other.counters_[i])
+        return "counter " + std::to_string(i) + " differs: " + std::to_string(counters_[i]) + ", " +
+               std::to_string(other.counters_[i]);
     for (int role = 0; role < kRoles; ++role)
       for (size_t tensor = 0; tensor < arrays_[role].size(); ++tensor) {
         const Array &a = arrays_[role][tensor], &b = other.arrays_[role][tensor];
@@ -288,6 +326,23 @@ class List {
       case 3: return static_cast<int64_t>(random.below(largest + 1));
       default: return static_cast<int64_t>(random.below(std::min<int64_t>(largest, 700) + 1));
     }
+  }
+
+  // Counters of steps, and some numbers of the rows, where the tensors live.
+  void count_on_device(Random &random, Coverage &coverage) {
+    for (size_t i = 0; i < numel_.size(); ++i)
+      counters_.push_back(static_cast<float>(random.one_in(3) ? 0 : random.below(1000)));
+    for (size_t row = 0; row < hyper_.size(); ++row)
+      for (int32_t field = 0; field < 10; ++field) {
+        if (!random.one_in(3)) continue;
+        const bool perturbs = choice_.rule == STEEPEST_PERTURB, wide = random.one_in(2);
+        if (perturbs && field != 0) continue;
+        const double value = field == 3 || field == 4 ? 0.9 : 0.5 * random.uniform();
+        values_.push_back({value, static_cast<float>(value)});
+        live_.push_back({static_cast<int32_t>(row), field, wide, 0, nullptr});
+      }
+    coverage.counted += 1;
+    coverage.live += !live_.empty();
   }
 
   void add_hyper(Random &random) {
@@ -370,6 +425,19 @@ class List {
   std::vector<int32_t> hyper_index_;
   std::vector<steepest_hyper> hyper_;
   std::vector<float> scale_, coefficient_, found_inf_;
+  struct Value {
+    double wide;
+    float narrow;
+  };
+  struct alignas(16) DeviceRow {
+    char bytes[STEEPEST_DEVICE_ROW_BYTES];
+  };
+  bool counting_ = true;
+  std::vector<float> counters_;
+  std::vector<float *> counter_address_;
+  std::vector<steepest_live> live_;
+  std::vector<Value> values_;
+  std::vector<DeviceRow> rows_;
   std::vector<Array> arrays_[kRoles];
   std::vector<void *> address_[kRoles];
 };

@@ -30,6 +30,7 @@ INCLUDES = [f"-I{CSRC}", f"-I{CSRC}/include", f"-I{HERE}", f"-I{HERE}/shim"]
 ENGINE_DEFINES = ["-DSTEEPEST_WITH_CUDA=1", '-DSTEEPEST_VERSION="0"'] + [
     f'-DSTEEPEST_{name}=""' for name in ("BUILD_TYPE", "COMPILER", "CUDA_ARCHITECTURES", "CUDA_COMPILER")
 ]
+CUDA_SOURCES = ("cuda.cu", "cuda_general.cu", "cuda_live.cu", "cuda_survey.cu")
 SMALL = ("-DSTEEPEST_CUDA_BLOCK=8",)
 CUT = ("-DSTEEPEST_CUDA_BLOCK=8", "-DSTEEPEST_CUDA_MAX_GRID=5")
 ADDRESS, THREAD = "address,undefined", "thread"
@@ -69,6 +70,7 @@ class Builder:
             "engine/traffic.cpp",
             "engine/storage_stages.cpp",
             "engine/weight_norm.cpp",
+            "engine/measure.cpp",
             "engine/stages.cpp",
         ):
             self.common.append(self.compile_source(CSRC / source, ["-fopenmp", *ENGINE_DEFINES]))
@@ -87,7 +89,7 @@ class Builder:
             # At -O0 instrumented code compiles five times faster than at -O1.
             instrument = ["-O0", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"] if sanitizer else []
             target = self.folder / f"driver-{len(self.programs)}"
-            sources = [engine / "engine" / name for name in ("cuda.cu", "cuda_general.cu")]
+            sources = [engine / "engine" / name for name in CUDA_SOURCES]
             as_host_code = ["-include", "cuda_shim.h", "-x", "c++", *sources, "-x", "none"]
             options = [*FLAGS, *instrument, *defines, f"-I{engine}", *INCLUDES]
             compile_([*options, *as_host_code, *self.common, "-fopenmp", "-pthread", "-o", target])
@@ -129,7 +131,18 @@ def test_equals_cpu_engine_on_200_random_lists(builder):
     # All situations that the engine treats differently came up.
     for situation in ("empty", "aligned", "shifted", "apart", "skipped", "scaled", "clipped"):
         assert seen[situation] >= 10, (situation, seen)
-    for kept in ("masters", "residuals", "sources", "averages", "block8", "stochastic", "noise", "mixed"):
+    for kept in (
+        "masters",
+        "residuals",
+        "sources",
+        "averages",
+        "block8",
+        "stochastic",
+        "noise",
+        "mixed",
+        "counted",
+        "live",
+    ):
         assert seen[kept] >= 10, (kept, seen)
     assert all(seen[f"rule {rule}"] >= 2 for rule in range(17)), seen
     assert seen["lists_of_several_launches"] >= 3, seen
@@ -144,6 +157,12 @@ def test_equals_cpu_engine_when_tensors_are_cut_between_launches(builder):
     assert seen["lists_of_several_launches"] >= 40, seen
 
 
+def test_measures_equal_the_cpu_s(builder):
+    for defines, seed, count in ((SMALL, 1, 120), ((), 2, 8), (CUT, 3, 40)):
+        seen = result(run(builder.program(defines), "measures", seed, count, 30000))
+        assert defines != SMALL or min(seen[kind] for kind in ("nonfinite", "relative", "clipped", "empty")) >= 8, seen
+
+
 @pytest.mark.parametrize(
     ("sanitizer", "defines", "lists"),
     [(ADDRESS, SMALL, 60), (ADDRESS, CUT, 30), (THREAD, SMALL, 30)],
@@ -152,6 +171,7 @@ def test_equals_cpu_engine_when_tensors_are_cut_between_launches(builder):
 def test_sanitizers_are_silent(builder, sanitizer, defines, lists):
     need(sanitizer)
     result(run(builder.program(defines, sanitizer), "lists", 4, lists, 5000, sanitizer=sanitizer))
+    result(run(builder.program(defines, sanitizer), "measures", 4, lists // 3, 20000, sanitizer=sanitizer))
 
 
 @dataclass
@@ -163,6 +183,7 @@ class Mutation:
     sanitizer: str
     evidence: str  # in what the driver or the sanitizer writes
     defines: tuple = SMALL
+    command: str = "lists"
 
 
 MUTATIONS = [
@@ -211,6 +232,88 @@ MUTATIONS = [
         CUT,
     ),
     Mutation("found_inf-ignored", "cuda_block.h", "*header.found_inf != 0.0f", "false", "", "differs at element"),
+    Mutation("not-counted", "cuda_live.cu", "*item.counter = behind + 1.0f;", ";", "", "counter"),
+    Mutation(
+        "skip-counted", "cuda_live.cu", "*launch.header.found_inf != 0.0f) return;", "false) return;", "", "counter"
+    ),
+    Mutation("one-row-for-all", "cuda_plan.h", "static_cast<uint16_t>(i - first_)", "0", "", "differs at element"),
+    Mutation(
+        "rows-of-each-launch", "cuda_plan.h", "(args_.device_rows) + i;", "(args_.device_rows);", "", "differs at"
+    ),
+    Mutation("live-shrinks", "cuda_plan.h", "args_.counters && may_shrink_after(args_)", "0", "", "differs at element"),
+    Mutation("live-rows-of-each-launch", "cuda_live.h", "num_items * row_bytes_", "num_items * 0", "", "differs at"),
+    Mutation(
+        "live-overrun",
+        "cuda_live.cu",
+        "  if (i >= launch.header.num_items) return;\n",
+        "",
+        ADDRESS,
+        "AddressSanitizer",
+    ),
+    Mutation(
+        "no-barrier-before-sums",
+        "cuda_survey.cu",
+        "  __syncthreads();\n  if (lane != 0",
+        "  if (lane != 0",
+        THREAD,
+        "data race",
+        command="measures",
+    ),
+    Mutation(
+        "no-barrier-in-the-tree",
+        "cuda_survey.cu",
+        "      __syncthreads();\n      if (thread < half)",
+        "      if (thread < half)",
+        THREAD,
+        "data race",
+        command="measures",
+    ),
+    Mutation(
+        "survey-beyond-the-end",
+        "cuda_survey.cu",
+        "tensor.numel - begin < kSurveyBlock ? tensor.numel : begin + kSurveyBlock",
+        "begin + kSurveyBlock",
+        ADDRESS,
+        "heap-buffer-overflow",
+        command="measures",
+    ),
+    Mutation(
+        "lanes-backwards",
+        "cuda_survey.cu",
+        "sums[thread + k])",
+        "sums[thread + 15 - k])",
+        "",
+        "measure",
+        command="measures",
+    ),
+    Mutation(
+        "tree-backwards",
+        "cuda_survey.cu",
+        "running_part(launch.parts + begin, end - begin, thread)",
+        "running_part(launch.parts + begin, end - begin, 255 - thread)",
+        "",
+        "measure",
+        command="measures",
+    ),
+    Mutation(
+        "survey-parts-of-each-launch",
+        "cuda_survey.h",
+        "header.parts += header.num_blocks;",
+        "",
+        "",
+        "measure",
+        CUT,
+        "measures",
+    ),
+    Mutation(
+        "not-relative",
+        "cuda_survey.cu",
+        "Power{static_cast<double>(scale), header.q}",
+        "Power{1.0, header.q}",
+        "",
+        "measure",
+        command="measures",
+    ),
 ]
 
 
@@ -227,12 +330,13 @@ def test_mutations_are_caught(builder, tmp_path, mutation):
             text = text.replace(mutation.old, mutation.new)
         (engine / source.name).write_text(text)
     program = builder.program(mutation.defines, mutation.sanitizer, tmp_path)
-    done = run(program, "lists", 4, 30, 5000, sanitizer=mutation.sanitizer)
+    size = (30, 5000) if mutation.command == "lists" else (60, 30000)
+    done = run(program, mutation.command, 4, *size, sanitizer=mutation.sanitizer)
     assert done.returncode != 0
     assert mutation.evidence in done.stderr, done.stderr
 
 
-# One launch holds (32764 - 40) // 48 = 681 slots of 48 bytes, or (32764 - 40) // 56 = 584 of 56 bytes with AMSGrad, and
+# One launch holds (32764 - 48) // 48 = 681 slots of 48 bytes, or (32764 - 48) // 56 = 584 of 56 bytes with AMSGrad, and
 # a slot holds a tensor or a row of scalars.
 @pytest.mark.parametrize(
     ("tensors", "numel", "rows", "amsgrad", "launches"),

@@ -54,6 +54,10 @@ void shrink(float *p, const float *before, int64_t n, const float *numbers) {
 void prepare(const float *g, float *out, int64_t n, const float *numbers) {
   cpu::prepare_gradient(g, out, n, {numbers[0], numbers[1], numbers[2]});
 }
+void whole_powers(const double *x, const int64_t *n, double *out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = whole_power(x[i], n[i]);
+}
+
 // How often each element is visited, over all shares.
 void visits(const int64_t *numel, int64_t count, int parts, int backwards, int32_t *hits, int64_t *largest_share) {
   const int64_t cost = total_cost(numel, count);

@@ -285,6 +285,16 @@ def test_preparing_gradients(cpp):
     assert np.array_equal(out, np.array([-0.25, 0.5, -1.5, 1.5, 0, -1.5, 1.5, np.nan], np.float32), equal_nan=True)
 
 
+def test_whole_powers(cpp):
+    x = np.array([0.0, 0.5, 0.9, 0.999, 0.99999, 1.0], dtype=np.float64).repeat(9)
+    n = np.tile(np.array([0, 1, 2, 3, 10, 1000, 12345, 1 << 20, (1 << 24) + 1], dtype=np.int64), 6)
+    out = np.full(x.size, 7.0)
+    call(cpp.whole_powers, x, n, out, x.size)
+    exact = x.astype(np.longdouble) ** n.astype(np.longdouble)
+    assert (np.abs(out - exact) <= n * 2.0**-53 * exact + np.finfo(np.float64).tiny).all()
+    assert (out[n <= 1] == np.where(n == 0, 1.0, x)[n <= 1]).all()
+
+
 @pytest.mark.parametrize("backwards", [0, 1])
 @pytest.mark.parametrize("seed", range(20))
 def test_shares_visit_every_element_once_and_evenly(cpp, seed, backwards):

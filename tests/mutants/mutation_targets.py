@@ -74,6 +74,7 @@ NORMS, SAM, RULES, STORAGE, ROOTS = (
     f"tests/cpu/test_{name}.py" for name in ("norms", "sam", "rules", "storage", "roots")
 )
 MATRIX_CORE = "tests/matrix/test_matrix_core.py"
+CAPTURABLE = "tests/cpu/test_capturable.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
 ENGINE = (ADAMW_STEP, STORAGE, CUDA_HOST)
@@ -122,6 +123,14 @@ LISTED = (
     Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),
     Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
     Target("csrc/formula/power.h", "^perturb", ("cpu",), (KEPT,)),
+    *(
+        Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_HOST,), without="mutations")
+        for name in ("live.cu", "live.h", "survey.cu", "survey.h")
+    ),
+    *(
+        Target(f"csrc/engine/{name}", "perturb", ("cpu",), (CAPTURABLE,))
+        for name in ("live.h", "measure.cpp", "measure.h")
+    ),
     Target(
         "kernels/adamw.py",
         "adamw",

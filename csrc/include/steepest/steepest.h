@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function changes incompatibly. */
-#define STEEPEST_ABI_VERSION 2
+#define STEEPEST_ABI_VERSION 3
 
 typedef enum steepest_status {
   STEEPEST_OK = 0,
@@ -139,6 +139,19 @@ typedef struct steepest_hyper {
   int64_t step;        /* number t of this step, the first being 1 */
 } steepest_hyper;
 
+/* A number of a row of hyper-parameters that the step reads where the tensors live, when it runs there. */
+typedef struct steepest_live {
+  int32_t row;        /* of `hyper`, whose own number is then ignored */
+  int32_t field;      /* which one: 0 lr, 1 weight_decay, 2 l1, 3 beta1, 4 beta2, 5 eps, 6 momentum, 7 dampening, 8 alpha,
+                         9 lr_decay.  Its range is not checked */
+  int32_t is_float64; /* what `value` points to: 0 a float, 1 a double */
+  int32_t reserved;
+  const void *value;
+} steepest_live;
+
+/* Bytes of steepest_step_args.device_rows per tensor. */
+#define STEEPEST_DEVICE_ROW_BYTES 128
+
 /* Row i of a call is tensor i of every list. */
 typedef struct steepest_step_args {
   uint64_t struct_size;
@@ -174,6 +187,16 @@ typedef struct steepest_step_args {
   uint64_t seed;                  /* of noise, stochastic rounding and 8-bit states: numbers depend on seed, step and the
                                      number of the element only */
   const int64_t *first_index;     /* [num_tensors] number of each row's element 0 there; needed with any of the three */
+
+  /* Steps that only the device can count, because it decides whether they are skipped or because a CUDA graph replays
+   * them.  All NULL and zero: `hyper` has the numbers. */
+  float *const *counters;         /* [num_tensors] where the tensors live, no two of them the same: how many steps tensor i
+                                     has behind it.  This one is *counters[i] + 1 in the place of hyper's, and is counted
+                                     there unless found_inf is not 0 */
+  const steepest_live *live;      /* [num_live], in the order of their rows; needs counters */
+  int64_t num_live;
+  void *device_rows;              /* CUDA, with counters: [num_tensors * STEEPEST_DEVICE_ROW_BYTES] bytes on the device,
+                                     aligned to 16, which must stay until the step has run */
 } steepest_step_args;
 
 /* Bytes of scratch memory that steepest_step needs (host memory, any alignment of 8). */
@@ -225,6 +248,40 @@ STEEPEST_API steepest_status steepest_survey(const steepest_exec *exec, const st
                                              steepest_survey_result *result);
 STEEPEST_API steepest_status steepest_survey_traffic(const steepest_exec *exec, const steepest_survey_args *args,
                                                      uint64_t *bytes);
+
+/* The joint survey of several lists, whose results stay where the tensors live: nothing waits for them. */
+typedef struct steepest_measure_args {
+  uint64_t struct_size;
+  int64_t num_lists;                 /* in [0, 1024] */
+  const steepest_survey_args *lists; /* [num_lists], all with the same q and inner, and scale 1 */
+  double q;                          /* that of the lists */
+  double max_norm;                   /* >= 0, of clip_coefficient */
+  const float *grad_scale;           /* NULL, or where the tensors live: what norm32 is divided by */
+  int32_t inner;                     /* that of the lists */
+  int32_t count_largest;             /* q = inf: count the largest elements, for steepness */
+} steepest_measure_args;
+
+typedef struct steepest_measure_result {
+  double norm;            /* (sum |x|^q)^(1/q); the inner product; inf or NaN if an element is */
+  float norm32;           /* norm / *grad_scale */
+  float largest;          /* max |x| */
+  float clip_coefficient; /* min(max_norm / (norm32 + 1e-6), 1), rounded as torch rounds it */
+  float steepness;        /* largest / norm; q = inf: 1 / how many elements are the largest (1 if not counted) */
+  uint32_t nonfinite;     /* 0 or 1 */
+  uint32_t reserved;
+} steepest_measure_result;
+
+/* Scratch memory where the tensors live, aligned to 16: 16 bytes per 8192 elements and tensor. */
+STEEPEST_API steepest_status steepest_measure_workspace_size(const steepest_exec *exec, const steepest_measure_args *args,
+                                                             uint64_t *bytes);
+/* Reads every tensor once, and twice for q other than 1, 2 and inf, or to count; powers are then relative to the largest
+ * element, so that none overflows.  Workspace and result, where the tensors live, must stay until the device has come so
+ * far.  On CUDA and on the CPU the results are the same bits. */
+STEEPEST_API steepest_status steepest_measure(const steepest_exec *exec, const steepest_measure_args *args,
+                                              void *workspace, uint64_t workspace_bytes, steepest_measure_result *result);
+/* Number of CUDA launches that the same call makes; 0 on the CPU. */
+STEEPEST_API steepest_status steepest_measure_launches(const steepest_exec *exec, const steepest_measure_args *args,
+                                                       int64_t *launches);
 
 /* Weight normalisation (Salimans & Kingma 2016) of float32 rows, CPU only:
  *   norms[i] = |v_i|,  w_i = g[i] v_i / norms[i]

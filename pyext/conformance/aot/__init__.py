@@ -72,8 +72,9 @@ def compile_cuda(archs: list[str]) -> Iterator[Compiled]:
         for name, kernel in kernels.items():
             found = cuda.resource_faults(name, kernel) + cuda.access_faults(name, kernel)
             types, rule = name
+            kernel_and_variant = (rule, "") if rule in cuda.OTHERS else ("step_kernel", f"{rule} {' '.join(types)}")
             yield Compiled(
-                "cuda", "step_kernel", f"{rule} {' '.join(types)}", f"sm_{arch}", FAIL if found else OK,
+                "cuda", *kernel_and_variant, f"sm_{arch}", FAIL if found else OK,
                 "; ".join(found), kernel.registers, kernel.spills, kernel.shared, len(kernel.accesses("LDG")),
                 len(kernel.accesses("STG")), "",
             )  # fmt: skip

@@ -29,7 +29,13 @@ TYPES = {
     "NS_7float16Eff": ("float16", "float32", "float32"),
 }
 GENERAL = ("any", "any", "any")  # types of the kernels in cuda_general.cu, which ask for them at run time
-SOURCES = ("cuda.cu", "cuda_general.cu")
+SOURCES = ("cuda.cu", "cuda_general.cu", "cuda_live.cu", "cuda_survey.cu")
+# Kernels of no rule.
+SURVEYS = ("survey_kernel<float32>", "survey_kernel<bfloat16>", "survey_kernel<float16>", "survey_any_kernel")
+OTHERS = (*SURVEYS, "live_kernel", "finish_kernel")
+# Loads that a thread of a survey has on their way before its first sum: 8 of 4 bytes, by 6 blocks of 256 threads, are
+# 48 KiB per SM (of 16-bit elements half of it), where an H200 needs 29.
+SURVEY_LOADS, SURVEY_BLOCKS = 8, 6
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Largest shared memory of a block in KiB, CUDA C++ Programming Guide, technical specifications per compute capability.
 SHARED_KIB = {
@@ -139,11 +145,16 @@ def expected_kernels() -> set[Name]:
             return rule == "Restore"
         return grad == state or (STATES[rule] > 0 and rule not in WRITES_ONLY)
 
-    general = {(GENERAL, rule) for rule in STATES}
+    general = {(GENERAL, rule) for rule in STATES} | {(GENERAL, name) for name in OTHERS}
     return general | {(types, rule) for rule in STATES for types in TYPES.values() if exists(types, rule)}
 
 
 def kernel_name(mangled: str) -> Name:
+    other = re.search(r"(survey_any_kernel|survey_kernel|live_kernel|finish_kernel)(?:I(\S*?)EEv)?", mangled)
+    if other:
+        types = {"f": "float32", "NS_8bfloat16": "bfloat16", "NS_7float16": "float16"}
+        kind = next((f"<{name}>" for key, name in types.items() if (other[2] or "").startswith(key)), "")
+        return GENERAL, other[1] + kind
     rules = "|".join(sorted({rule.split("<")[0] for rule in STATES}))
     found = re.search(rf"(?:step|general)_kernelI(?:I?)(.*?)NS_\d+({rules})(?:I((?:Lb[01]E)+)E)?E", mangled)
     options = ", ".join({"0": "false", "1": "true"}[digit] for digit in re.findall(r"Lb([01])E", found[3] or ""))
@@ -155,7 +166,7 @@ def read_resources(log: str) -> dict[str, dict[Name, Kernel]]:
     """From the output of `ptxas -v`."""
     kernels: dict[str, dict[Name, Kernel]] = {}
     pattern = (
-        r"Compiling entry function '(\S*(?:step|general)_kernel\S*)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, "
+        r"Compiling entry function '(\S*_kernel\S*)' for 'sm_(\w+)'.*?(\d+) bytes stack frame, "
         r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)"
     )
     for name, architecture, stack, stores, loads, registers, rest in re.findall(pattern, log, re.DOTALL):
@@ -185,7 +196,7 @@ def resource_faults(name: Name, kernel: Kernel) -> list[str]:
     """Spills, or more registers than the occupancy that the bandwidth needs allows."""
     # Blocks per SM: 4 x 256 threads have 64 KiB of loads in flight (4 roles of 16 bytes each), where an H200 needs
     # 4.8 TB/s x 0.8 us / 132 SMs = 29 KiB; with 3 states 3 x 256 threads and 5 roles make 60 KiB.
-    blocks = 3 if STATES[name[1]] == 3 else 4
+    blocks = SURVEY_BLOCKS if name[1].startswith("survey_kernel") else 3 if STATES.get(name[1]) == 3 else 4
     limit = REGISTERS_PER_SM // (blocks * BLOCK) // 8 * 8
     faults = []
     if kernel.registers > limit:
@@ -195,8 +206,24 @@ def resource_faults(name: Name, kernel: Kernel) -> list[str]:
     return faults
 
 
+def survey_faults(name: Name, kernel: Kernel) -> list[str]:
+    """Each of the three sums must have enough loads on their way before it waits for the first."""
+    load = r"\bLDG\.E(?!\S*\.(?:64|128))" + ("" if "float32" in name[1] else r"\.U16")
+    runs, length = [], 0
+    for _, text in kernel.code:
+        if re.search(load, text):
+            length += 1
+        elif re.search(r"\b(DADD|DFMA|DMUL|BRA|EXIT)\b", text):
+            runs.append(length)
+            length = 0
+    found = sum(run >= SURVEY_LOADS for run in runs)
+    return [] if found >= 3 else [f"{found} loops with {SURVEY_LOADS} loads before a sum, expected 3; found {runs}"]
+
+
 def access_faults(name: Name, kernel: Kernel) -> list[str]:
     """The main loop must move 16 bytes at a time, and have all loads on their way before the first store."""
+    if name[1].startswith("survey_kernel"):
+        return survey_faults(name, kernel)
     if name[0] == GENERAL:
         return []  # consecutive threads, consecutive elements
     (param, grad, state), rule = name
