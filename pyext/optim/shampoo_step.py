@@ -16,7 +16,7 @@ STRUCTURE = ("block_size", "precondition_frequency", "large_dim", "large_dim_fal
 LARGEST = {torch.float32: 1e18, torch.float64: 1e150}
 
 
-def _names(group: dict) -> tuple[str, ...]:
+def state_names(group: dict) -> tuple[str, ...]:
     """Stacks of the blocks' own shape that these options need."""
     needed = {
         "exp_avg": group["betas"][0] > 0,
@@ -39,7 +39,7 @@ class ShampooStep:
         self.place = {p: i for i, p in enumerate(self.params)}
         self.buckets = self.make_buckets({**group, "large_dim_fallback": fallback})
         for bucket in self.buckets:
-            bucket.allocate(_names(group), torch.promote_types(bucket.blocks[0].param.dtype, torch.float32))
+            bucket.allocate(state_names(group), torch.promote_types(bucket.blocks[0].param.dtype, torch.float32))
         self._adopt()
         self.entries = [state[p] for p in self.params]
 
@@ -55,7 +55,7 @@ class ShampooStep:
 
     def _key(self, group: dict) -> tuple:
         dtypes = [(p.dtype, p.device, p.shape) for p in self.params]
-        return (*(group[name] for name in STRUCTURE), _names(group), *dtypes)
+        return (*(group[name] for name in STRUCTURE), state_names(group), *dtypes)
 
     def _adopt(self) -> None:
         """Copies states that exist already (a checkpoint's) into the stacks, and makes all states views of them."""
