@@ -182,7 +182,8 @@ void StateRows::prefetch(int64_t row) const {
     const char *shape = static_cast<const char *>(hint.shape);
     __builtin_prefetch(hint.object);
     for (int line = -1; line <= 2; ++line) __builtin_prefetch(shape + 64 * line);
-    for (const void *part : hint.parts) __builtin_prefetch(part);
+    for (const void *part : hint.parts)
+      if (part != nullptr) __builtin_prefetch(part);
   }
 }
 
