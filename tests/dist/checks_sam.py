@@ -7,8 +7,10 @@ from unittest.mock import patch
 
 import torch
 from checks_elementwise import Network, batch, gradients, meshes, stacks, whole, whole_tensors
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from worlds import check
 
 import steepest
@@ -35,13 +37,19 @@ def train(model, inner, p, record=None):
         optimizer.step(closure)
 
 
+def tensor_parallel(world):
+    """Some parameters are cut, by rows or columns, others whole."""
+    mesh = init_device_mesh("cpu", (world,))
+    return parallelize_module(Network(), mesh, {"first": ColwiseParallel(), "second": RowwiseParallel()})
+
+
 @check(1, 2, 4)
 def sam_over_shards_follows_one_process(rank):
     for p in (2.0, 1.0, 3.0, float("inf")):
         alone, seen = Network(), []
         train(alone, alone, p, seen)
         assert max((b - a).abs().max() for a, b in zip(*seen[:2])) > 0.01  # the second pass is elsewhere
-        for name, (model, inner) in stacks(rank.world).items():
+        for name, (model, inner) in {**stacks(rank.world), "tp": (tensor_parallel(rank.world),) * 2}.items():
             if name == "ddp":
                 continue
             found = []
