@@ -206,8 +206,10 @@ void StateRows::prefetch_all() const {
 const char *StateRows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
   if (const char *reason = rows_.add(reader, tensor, role, row)) return reason;
   Hint &hint = hints_[2 * row + role];
+  const void *shape = rows_.last(role).shape;
+  if (hint.object == tensor && hint.shape == shape) return nullptr;  // and so, most likely, are its parts
   hint.object = tensor;
-  hint.shape = rows_.last(role).shape;
+  hint.shape = shape;
   reader.parts(tensor, hint.parts);
   return nullptr;
 }
