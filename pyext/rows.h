@@ -75,9 +75,9 @@ class StateRows {
 
  private:
   // Where a tensor's objects were found last time: Python's, the sizes inside torch's, and what torch's points to (its
-  // storage, autograd metadata and version counter).
+  // storage, autograd metadata and version counter); of a DTensor its shard's, and its own.
   struct Hint {
-    const void *object, *shape, *parts[3];
+    const void *object, *shape, *parts[TensorReader::kParts];
   };
   // Where a row's parameter was, and how laid out, when its states were last compared with it.
   struct Layout {

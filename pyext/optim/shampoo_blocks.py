@@ -93,16 +93,21 @@ class Bucket:
     def allocate(self, names: tuple[str, ...], dtype: torch.dtype, packed: bool = False) -> None:
         device, count = self.blocks[0].param.device, len(self.blocks)
         self.packed = packed
-        self.stacks["refreshed"] = torch.zeros(count, device=device)
+        for name, shape in self.state_shapes(names).items():
+            kept = torch.float32 if name == "refreshed" else dtype
+            self.stacks[name] = torch.zeros((count, *shape), dtype=kept, device=device)
+            if name.startswith("root."):
+                (self.stacks[name].diagonal(0, 1, 2) if len(shape) == 2 else self.stacks[name]).fill_(1)
+
+    def state_shapes(self, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """What is kept for one block; names: of the stacks of its own shape."""
+        found: dict[str, tuple[int, ...]] = {"refreshed": ()}
         for i in self.sides:
             n = self.shape[i]
-            shape = (count, n, n) if self.kinds[i] == FULL else (count, n)
-            kept = (count, n * (n + 1) // 2) if packed and self.kinds[i] == FULL else shape
-            self.stacks[f"statistic.{i}"] = torch.zeros(kept, dtype=dtype, device=device)
-            root = torch.eye(n, dtype=dtype, device=device) if self.kinds[i] == FULL else torch.ones(n, device=device)
-            self.stacks[f"root.{i}"] = root.to(dtype).expand(shape).clone()
-        for name in names:
-            self.stacks[name] = torch.zeros((count, *self.shape), dtype=dtype, device=device)
+            found[f"statistic.{i}"] = found[f"root.{i}"] = (n, n) if self.kinds[i] == FULL else (n,)
+            if self.packed and self.kinds[i] == FULL:
+                found[f"statistic.{i}"] = (n * (n + 1) // 2,)
+        return found | dict.fromkeys(names, self.shape)
 
     def stored(self, i: int, matrices: Tensor) -> Tensor:
         """Matrices of side i (blocks, n, n), or diagonals, in the form in which statistics are kept."""

@@ -17,7 +17,7 @@ STRUCTURE += ("packed_statistics",)
 LARGEST = {torch.float32: 1e18, torch.float64: 1e150}
 
 
-def _names(group: dict) -> tuple[str, ...]:
+def state_names(group: dict) -> tuple[str, ...]:
     """Stacks of the blocks' own shape that these options need."""
     needed = {
         "exp_avg": group["betas"][0] > 0,
@@ -41,7 +41,7 @@ class ShampooStep:
         self.buckets = self.make_buckets({**group, "large_dim_fallback": fallback})
         for bucket in self.buckets:
             dtype = torch.promote_types(bucket.blocks[0].param.dtype, torch.float32)
-            bucket.allocate(_names(group), dtype, group["packed_statistics"])
+            bucket.allocate(state_names(group), dtype, group["packed_statistics"])
         self._adopt()
         self.entries = [state[p] for p in self.params]
 
@@ -57,7 +57,7 @@ class ShampooStep:
 
     def _key(self, group: dict) -> tuple:
         dtypes = [(p.dtype, p.device, p.shape) for p in self.params]
-        return (*(group[name] for name in STRUCTURE), _names(group), *dtypes)
+        return (*(group[name] for name in STRUCTURE), state_names(group), *dtypes)
 
     def _adopt(self) -> None:
         """Copies states that exist already (a checkpoint's) into the stacks, and makes all states views of them."""
