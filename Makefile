@@ -13,6 +13,8 @@ WORKERS ?= -n 2 --dist loadfile
 # The versions that the tests run with here.  The package itself asks for torch>=2.9 only.
 TORCH  := torch==2.13.0
 TRITON := triton==3.9.0
+# Libraries of training whose examples and checkpoints are tested.  A test of one that cannot be had is skipped, by name.
+LIBRARIES ?= "transformers>=5" "accelerate>=1.10" "lightning>=2.5" "bitsandbytes>=0.49"
 
 py := $(VENV)/bin/python
 sources := CMakeLists.txt setup.py pyproject.toml $(shell find csrc cmake -type f) $(wildcard pyext/*.cpp pyext/*.h)
@@ -24,7 +26,7 @@ run: build
 	$(py) -m steepest validate --quick
 	$(py) -m steepest demo $(DEMO)
 
-test: build
+test: build $(VENV)/.libraries
 	$(py) -m pytest tests -m "not interpret and not exhaustive" $(WORKERS) $(PYTEST)
 	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(WORKERS) $(PYTEST)
 
@@ -48,6 +50,7 @@ fuzz: build
 	STEEPEST_FUZZ=10000 $(py) -m pytest tests/cpu/test_fuzz.py $(PYTEST)
 
 # At most 14 minutes at a time; status 2 says that some are left, and the next call goes on with them.
+# MUTANTS="--count" says what is known, MUTANTS="--only adam.h" takes some files.
 mutants: build
 	mkdir -p out
 	$(py) tests/mutants/run.py --record out/mutants.jsonl --minutes 14 $(MUTANTS)
@@ -71,6 +74,16 @@ $(VENV)/.tools: pyproject.toml Makefile
 	$(py) -m pip install -q "setuptools>=68" wheel "pybind11>=2.13" "cmake>=3.22" ninja numpy \
 	  rich matplotlib pytest pytest-benchmark pytest-xdist hypothesis scikit-learn expecttest ruff
 	touch $@
+
+# Wheels only, and none that would put other versions of torch, triton and numpy in the place of those that are there.
+# Where one cannot be installed (no network, an old Python) this says so and goes on; the next call tries again.
+$(VENV)/.libraries: $(VENV)/.tools Makefile
+	@$(py) -c "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions() \
+	  if d.name in ('torch', 'triton', 'numpy')), sep='\n')" > $(VENV)/constraints.txt
+	@missing=; for library in $(LIBRARIES); do \
+	  $(py) -m pip install -q --only-binary :all: --retries 1 --timeout 15 -c $(VENV)/constraints.txt "$$library" \
+	    || { missing="$$missing $$library"; echo "not installed, its tests are skipped: $$library"; }; \
+	done; test -n "$$missing" || touch $@
 
 $(VENV)/.build: $(VENV)/.tools $(sources)
 	PATH="$(abspath $(VENV))/bin:$$PATH" STEEPEST_BUILD_DIR=build/cmake CMAKE_GENERATOR=Ninja CMAKE_ARGS="$(CMAKE_ARGS)" \

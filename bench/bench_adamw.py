@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 import torch
-from inventories import MODELS, inventory
 from problems import ADAMW_PEERS, adamw_costs, adamw_runners, copies, parameters
+
+from steepest.planning.inventories import MODELS, inventory
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 MIB = 2**20

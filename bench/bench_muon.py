@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from inventories import inventory
 from problems import copies, distance, parameters, polar_gate
 
 import steepest
 from steepest.matrix.polar import plan
+from steepest.planning.inventories import inventory
 from steepest.schedules import named
 
 LR, DECAY, STEPS = 0.02, 0.1, 5

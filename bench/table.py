@@ -202,8 +202,20 @@ def ops_table() -> str:
     return "\n".join(lines)
 
 
+# Llama 3 8B on 8 to 10,000 GPUs: the rows that README shows.
+PLAN = ["--mesh", "shards=8", "replicas=8,shards=8", "shards=128,tensor=8", "shards=10000", "replicas=1250,shards=8"]
+
+
+def plan_table() -> str:
+    """What `python -m steepest explain --plan` says."""
+    from steepest.planning.command import report
+
+    return f"`python -m steepest explain --plan {' '.join(PLAN)}`: {report(PLAN)}"
+
+
 def render(page: str) -> str:
-    for title, table in (("table of ops", ops_table()), ("table of results", results_table(newest()))):
+    parts = {"table of ops": ops_table(), "table of results": results_table(newest()), "table of plans": plan_table()}
+    for title, table in parts.items():
         pattern = re.compile(rf"(<!-- generated: {title}[^\n]*-->\n).*?(<!-- end generated -->)", re.S)
         if not pattern.search(page):
             raise SystemExit(f"README.md has no part marked 'generated: {title}'")

@@ -379,6 +379,13 @@ extern "C" {
 
 uint32_t steepest_abi_version(void) { return STEEPEST_ABI_VERSION; }
 
+steepest_status steepest_check_abi(uint32_t compiled_with) {
+  clear_error();
+  if (compiled_with == STEEPEST_ABI_VERSION) return STEEPEST_OK;
+  return fail(STEEPEST_ERROR_UNSUPPORTED, "steepest_check_abi: compiled for ABI version %u, libsteepest %s has %d",
+              compiled_with, STEEPEST_VERSION, STEEPEST_ABI_VERSION);
+}
+
 const char *steepest_version(void) { return STEEPEST_VERSION; }
 
 const char *steepest_build_info(void) {

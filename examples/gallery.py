@@ -20,7 +20,7 @@ OUTPUT = HERE.parent / "out" / "gallery"
 # In the order of the page; memorization, the longest, starts early all the same.
 NAMES = (
     "sgd_vs_gd", "norms", "sam_flatness", "mode_connectivity", "grokking", "double_descent", "memorization",
-    "effective_dimension", "gradient_regularization",
+    "effective_dimension", "gradient_regularization", "staggered_roots",
 )  # fmt: skip
 HEAD = """# Training dynamics, measured with the kernels
 

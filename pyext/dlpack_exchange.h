@@ -75,14 +75,26 @@ class TensorReader {
   }
   // How a DTensor is laid out over its device mesh, a borrowed reference; nullptr for all other objects.
   PyObject *spec(PyObject *object) const { return plain(object) ? nullptr : slot(object, kSpec); }
-  // Addresses worth prefetching before the tensor is read again: what the head of torch's tensor points to.
-  void parts(PyObject *object, const void *(&out)[3]) const {
+  // Addresses worth prefetching before the tensor is read again: what the head of torch's tensor points to, and of a
+  // DTensor besides its shard and its own head, which has its gradient and version.
+  static constexpr int kParts = 8;
+  void parts(PyObject *object, const void *(&out)[kParts]) const {
     if (!head_known_) return;
-    if (!plain(object)) object = slot(object, kLocal);
-    const void *const *head = reinterpret_cast<const void *const *const *>(object)[2];
+    if (!plain(object)) {
+      const void *const *head = head_of(object);
+      out[3] = head;
+      out[4] = head[3];
+      out[5] = head[5];
+      out[6] = reinterpret_cast<const char *>(object) + offset_[kLocal];
+      out[7] = object = slot(object, kLocal);
+    }
+    const void *const *head = head_of(object);
     out[0] = head[2];
     out[1] = head[3];
     out[2] = head[5];
+  }
+  static const void *const *head_of(PyObject *object) {
+    return reinterpret_cast<const void *const *const *>(object)[2];
   }
   // The framework's current stream, which CUDA work must follow.
   void *stream(int32_t device_index) const;

@@ -60,7 +60,7 @@ def _adamw(
     in_place = sum(layout.is_dense(row[0]) and all(layout.same_layout(row[0], t) for t in row[1:]) for row in rows)
     groups = list(layout.by_device_and_dtype(roles))
     elements = sum(p.numel() for p in params)
-    moved = sum(_adamw_bytes(row) for row in rows)
+    moved = sum(rule.moved([t.numel() * t.element_size() for t in row]) for row in rows)
     facts = {
         "backend": f"{chosen} ({_adamw_why(backend, chosen, params[0])})",
         "tensors": f"{len(params)}, {elements:,} elements, on {', '.join(sorted({str(p.device) for p in params}))}",
@@ -84,12 +84,6 @@ def _adamw_why(asked: str, chosen: str, param) -> str:
     if chosen == "triton":
         return f"parameters are on {param.device}, and this build has no CUDA kernels"
     return f"parameters are on {param.device}"
-
-
-def _adamw_bytes(row) -> int:
-    """Everything is read once; everything but the gradient is written once."""
-    each = [t.numel() * t.element_size() for t in row]
-    return 2 * sum(each) - each[1]
 
 
 def _name(dtype) -> str:
@@ -217,8 +211,15 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if "--plan" in argv:
+        from steepest.planning import command
+
+        return command.main([word for word in argv if word != "--plan"])
     parser = argparse.ArgumentParser(
-        "python -m steepest explain", description="Which path an op takes for tensors of these shapes, and why."
+        "python -m steepest explain",
+        description="Which path an op takes for tensors of these shapes, and why.",
+        epilog="explain --plan --help: what optimizers' steps cost on many ranks.",
     )
     parser.add_argument("op", choices=sorted(EXPLAINERS))
     parser.add_argument("shapes", nargs="+", type=_shape, metavar="SHAPE", help="such as 768x3072; several for adamw_")

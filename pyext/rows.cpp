@@ -182,7 +182,8 @@ void StateRows::prefetch(int64_t row) const {
     const char *shape = static_cast<const char *>(hint.shape);
     __builtin_prefetch(hint.object);
     for (int line = -1; line <= 2; ++line) __builtin_prefetch(shape + 64 * line);
-    for (const void *part : hint.parts) __builtin_prefetch(part);
+    for (const void *part : hint.parts)
+      if (part != nullptr) __builtin_prefetch(part);
   }
 }
 
@@ -205,8 +206,10 @@ void StateRows::prefetch_all() const {
 const char *StateRows::add(const TensorReader &reader, PyObject *tensor, int role, int64_t row) {
   if (const char *reason = rows_.add(reader, tensor, role, row)) return reason;
   Hint &hint = hints_[2 * row + role];
+  const void *shape = rows_.last(role).shape;
+  if (hint.object == tensor && hint.shape == shape) return nullptr;  // and so, most likely, are its parts
   hint.object = tensor;
-  hint.shape = rows_.last(role).shape;
+  hint.shape = shape;
   reader.parts(tensor, hint.parts);
   return nullptr;
 }
@@ -256,6 +259,18 @@ Mismatch StateRows::gather(const TensorReader &reader, const std::vector<int64_t
     increment_version_(py::reinterpret_steal<py::list>(PyList_GetSlice(params_.ptr(), begin, end)));
   }
   return {};
+}
+
+bool StateRows::have_gradients(const TensorReader &reader) const {
+  prefetch_all();
+  const int64_t num_rows = static_cast<int64_t>(params_.size());
+  for (int64_t row = 0; row < num_rows; ++row) {
+    prefetch(row);
+    const py::object grad = py::reinterpret_steal<py::object>(reader.grad(PyList_GET_ITEM(params_.ptr(), row)));
+    if (!grad) throw py::error_already_set();
+    if (grad.is_none()) return false;
+  }
+  return true;
 }
 
 Mismatch OverlapGuard::check(const Rows &rows, int read_role) {

@@ -68,14 +68,16 @@ class StateRows {
   // Rows::gather.  Also counts up the parameters' versions, while they are in the cache: kernels write through
   // addresses, and autograd must notice that a tensor which it saved has changed.
   Mismatch gather(const TensorReader &reader, const std::vector<int64_t> &open);
+  // Whether every parameter has a gradient.
+  bool have_gradients(const TensorReader &reader) const;
   const Rows &rows() const { return rows_; }
   const std::vector<Kind> &kinds() const { return kinds_; }
 
  private:
   // Where a tensor's objects were found last time: Python's, the sizes inside torch's, and what torch's points to (its
-  // storage, autograd metadata and version counter).
+  // storage, autograd metadata and version counter); of a DTensor its shard's, and its own.
   struct Hint {
-    const void *object, *shape, *parts[3];
+    const void *object, *shape, *parts[TensorReader::kParts];
   };
   // Where a row's parameter was, and how laid out, when its states were last compared with it.
   struct Layout {

@@ -7,6 +7,7 @@ may refer to different rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steepest import check
@@ -37,6 +38,15 @@ class Rule:
     @property
     def written(self) -> tuple[str, ...]:
         return tuple(name for name in self.names if name not in ("grads", "sources"))
+
+    def moved(self, sizes: Sequence[int]) -> int:
+        """Bytes that a row moves, whose tensors have these sizes in the order of `names`.
+
+        Everything is read once, but parameters that a master or source stands for, and `written` is written once.
+        """
+        unread = ("params",) if set(self.storage.lists) & {"masters", "sources"} else ()
+        passes = [(name not in unread) + (name in self.written) for name in self.names]
+        return sum(size * count for size, count in zip(sizes, passes))
 
     def dtypes(self, name: str) -> tuple:
         """What tensors of a list may be."""

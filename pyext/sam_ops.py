@@ -20,6 +20,9 @@ from torch import Tensor
 
 from steepest import _native, check, layout, norms, rules, storage
 from steepest._native import lib, num_threads, reader
+from steepest.distributed.collectives import gather_over
+from steepest.distributed.norms import joint_norm, reduce_parts
+from steepest.distributed.shards import Reach, check_placements, local, reach_of, reaches_of
 from steepest.engine import Call, run_lists
 from steepest.rules import hyper_fields
 from steepest.storage import PLAIN, Storage
@@ -60,31 +63,39 @@ def dual(op: str, p) -> float:
 
 
 def measure(
-    grads: list[Tensor], weights: list[Tensor], weighing: list[Weighing], q: float, reduce_norm=None
-) -> Steepness | None:
+    grads: list[Tensor], weights: list[Tensor], weighing: list[Weighing], q: float, reduce_norm=None,
+    reaches: Sequence[Reach] | None = None,
+) -> Steepness | None:  # fmt: skip
     """The joint norm of order q of all gradients; None for q = 1, whose direction needs no norm.
 
-    reduce_norm(norm, q): where parameters are sharded, the norm over all ranks from this rank's (0-dim float64).
+    Of DTensors it is the norm over all ranks, replicas once; reaches: over which they are spread on any rank, those of
+    `grads` unless given.  reduce_norm(norm, q): where shards are plain tensors, the norm over all ranks from this
+    rank's (0-dim float64); DTensors' shards are then taken for such.
     """
     if q == 1:
         return None
     filled = [i for i, g in enumerate(grads) if g.numel()]
     buckets: dict[tuple, list[int]] = {}
     for i in filled:
-        buckets.setdefault((grads[i].dtype, weights[i].dtype, weighing[i]), []).append(i)
+        check_placements(f"SAM: the gradient of parameter {i}", grads[i])
+        reach = None if reduce_norm is not None else reach_of(grads[i])
+        buckets.setdefault((grads[i].dtype, weights[i].dtype, weighing[i], reach), []).append(i)
     device = grads[0].device if grads else torch.device("cpu")
     parts = [
-        Bucket([grads[i] for i in rows], [weights[i] for i in rows] if weigh.alpha else None, weigh)
-        for (_, _, weigh), rows in buckets.items()
+        Bucket([grads[i] for i in rows], [weights[i] for i in rows] if weigh.alpha else None, weigh, reach)
+        for (_, _, weigh, reach), rows in buckets.items()
     ]
-    return measure_parts(parts, q, device, reduce_norm)
+    return measure_parts(parts, q, device, reduce_norm, reaches_of(grads) if reaches is None else reaches)
 
 
-def measure_parts(parts: list, q: float, device: torch.device, reduce_norm=None) -> Steepness | None:
+def measure_parts(
+    parts: list, q: float, device: torch.device, reduce_norm=None, reaches: Sequence[Reach] = ()
+) -> Steepness | None:
     """The same of parts that can read(q, scale), as norms.from_lists, and on a GPU add themselves to a measure."""
     if q == 1:
         return None
-    if _native.asynchronous(device) and _native.has_kernels(device):
+    reaches = () if reduce_norm is not None else reaches
+    if not reaches and _native.asynchronous(device) and _native.has_kernels(device):
         found = norms.new_measure(q, count_largest=math.isinf(q))
         for part in parts:
             part.add_to(found)
@@ -93,7 +104,7 @@ def measure_parts(parts: list, q: float, device: torch.device, reduce_norm=None)
             return Steepness(found.norm, found.largest, found.steepness, found.nonfinite)
         largest, norm, share = found.largest.double(), found.norm, found.steepness.double()
     else:
-        largest, norm, share = (_on_device if _native.asynchronous(device) else _on_cpu)(parts, q, device)
+        largest, norm, share = (_on_device if _native.asynchronous(device) else _on_cpu)(parts, q, device, reaches)
     if reduce_norm is not None:
         norm = reduce_norm(norm, q)
         if math.isinf(q):  # this rank's largest elements may not be the largest of all
@@ -110,6 +121,7 @@ class Bucket:
     grads: list[Tensor]
     weights: list[Tensor] | None
     weigh: Weighing
+    reach: Reach | None = None
 
     def read(self, q: float, scale: float) -> tuple[float, float, bool]:
         if self.weights is None:
@@ -121,10 +133,11 @@ class Bucket:
         norms.add_lists(measure, self.grads, weights, self.weigh.alpha, self.weigh.eps)
 
     def weighed(self) -> list[Tensor]:
+        grads = [local(g).float() for g in self.grads]
         if self.weights is None:
-            return [g.float() for g in self.grads]
+            return grads
         alpha, eps = self.weigh.alpha, self.weigh.eps
-        return [g.float() * (w.detach().float().abs() * alpha + eps) for g, w in zip(self.grads, self.weights)]
+        return [g * (local(w.detach()).float().abs() * alpha + eps) for g, w in zip(grads, self.weights)]
 
 
 def _weighed(tensors: list[Tensor], weights: list[Tensor], *options) -> tuple[float, float, bool]:
@@ -138,7 +151,23 @@ def _weighed(tensors: list[Tensor], weights: list[Tensor], *options) -> tuple[fl
 
 
 def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """The inner product of two lists of tensors, as 0-dim float64; no host sync on a GPU."""
+    """The inner product of two lists of tensors, as 0-dim float64; no host sync on a GPU.
+
+    Of DTensors over all ranks, replicas once; every rank must list the same ones.
+    """
+    by_reach: dict[Reach | None, list[int]] = {reach: [] for reach in [None, *reaches_of(a)]}
+    for i, x in enumerate(a):
+        by_reach[reach_of(x)].append(i)
+    total = torch.zeros((), dtype=torch.float64, device=a[0].device if a else None)
+    for reach, rows in by_reach.items():
+        part = _inner_here([local(a[i]) for i in rows], [local(b[i]) for i in rows]).to(total.device)
+        if reach is not None:
+            part = gather_over(reach, part, "SAM", "adding up inner products").sum()
+        total = total + part
+    return total
+
+
+def _inner_here(a: list[Tensor], b: list[Tensor]) -> Tensor:
     rows = [i for i, x in enumerate(a) if x.numel()]
     if not rows:
         return torch.zeros((), dtype=torch.float64)
@@ -156,13 +185,18 @@ def inner(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.tensor(math.fsum(parts), dtype=torch.float64)
 
 
-def _on_cpu(parts: list[Bucket], q: float, device) -> tuple[Tensor, Tensor, Tensor]:
+def _on_cpu(parts: list[Bucket], q: float, device, reaches=()) -> tuple[Tensor, Tensor, Tensor]:
     """(largest, norm, 1 / how many are the largest), float64."""
-    found = [part.read(2.0 if q == 2 else math.inf, 1.0) for part in parts]
+
+    def read(order: float, scale: float) -> list[tuple[float, float, bool]]:
+        found = [(part.reach if reaches else None, part.read(order, scale)) for part in parts]
+        return reduce_parts("SAM", found, reaches)
+
+    found = read(2.0 if q == 2 else math.inf, 1.0)
     largest = norms._largest(part[1] for part in found)
     norm, count = largest, 1.0
     if 0 < largest < math.inf and q != 2:
-        found = [part.read(COUNT if math.isinf(q) else q, largest) for part in parts]
+        found = read(COUNT if math.isinf(q) else q, largest)
         count = math.fsum(part[0] for part in found)
         norm = largest if math.isinf(q) else largest * count ** (1 / q)
     elif 0 < largest < math.inf:
@@ -170,19 +204,25 @@ def _on_cpu(parts: list[Bucket], q: float, device) -> tuple[Tensor, Tensor, Tens
     return tuple(torch.tensor(x, dtype=torch.float64) for x in (largest, norm, 1 / count))
 
 
-def _on_device(parts: list[Bucket], q: float, device) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from torch's foreach norms, for builds without CUDA kernels."""
+def _on_device(parts: list[Bucket], q: float, device, reaches=()) -> tuple[Tensor, Tensor, Tensor]:
+    """The same from torch's foreach norms, for builds without CUDA kernels and for shards of DTensors."""
     one = torch.ones((), dtype=torch.float64, device=device)
-    if not parts:
+    if not parts and not reaches:
         return one * 0, one * 0, one
-    lists = [x for part in parts for x in part.weighed()]
-    largest = torch.stack(torch._foreach_norm(lists, math.inf)).max()
+    pairs = [(part.reach if reaches else None, x) for part in parts for x in part.weighed() if x.numel()]
+    over = [reach for reach, _ in pairs]
+    lists = [x for _, x in pairs]
+
+    def joint(values: Sequence[Tensor], order: float) -> Tensor:
+        return joint_norm("SAM", list(zip(over, values)), reaches, order, device)
+
+    largest = joint(torch._foreach_norm(lists, math.inf) if lists else [], math.inf)
     if math.isinf(q):
-        count = torch.stack([(x.abs() == largest).sum() for x in lists]).sum()
-        return largest.double(), largest.double(), 1 / count.double()
-    relative = torch._foreach_div(lists, largest.clamp(min=torch.finfo(torch.float32).tiny))
-    parts_norm = torch.stack([x.double() for x in torch._foreach_norm(relative, q)])
-    return largest.double(), largest.double() * torch.linalg.vector_norm(parts_norm, q), one
+        count = joint([(x.abs() == largest).sum() for x in lists], 1.0)
+        return largest, largest, 1 / count
+    scale = largest.float().clamp(min=torch.finfo(torch.float32).tiny)
+    relative = torch._foreach_div(lists, scale) if lists else []
+    return largest, largest * joint(torch._foreach_norm(relative, q) if lists else [], q), one
 
 
 def ascend(
@@ -199,7 +239,7 @@ def ascend(
 
 def row(op: str, rho: float, weigh: Weighing, q: float, step: int = 1) -> tuple:
     """A row of hyper-parameters."""
-    values = rules.numbers(op, lr=rho, alpha=weigh.alpha, eps=weigh.eps)
+    values = rules.numbers(op, lr=check.number(op, "rho", rho, 0), alpha=weigh.alpha, eps=weigh.eps)
     return hyper_fields(values | {"q": q}), step
 
 

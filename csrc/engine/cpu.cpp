@@ -14,6 +14,9 @@ namespace {
 // Threads take shares as they come free: cores differ (laptops), and are taken away (shared machines).
 constexpr int kSharesPerThread = 8;
 
+// Calls of more elements than this write what they do not read past the caches, which could not keep it anyway.
+constexpr int64_t kStreams = 4 << 20;
+
 GradientStage gradient_stage(const steepest_step_args &a) {
   const float scale = a.grad_scale ? *a.grad_scale : 1.0f;
   return {a.flags & STEEPEST_MAXIMIZE ? -scale : scale, a.clip_coefficient ? *a.clip_coefficient : 1.0f,
@@ -29,7 +32,8 @@ struct Buffers {
 // One row of a call: opens tiles of it as float32, whatever they are stored in, and puts them back.
 class Row {
  public:
-  Row(const steepest_step_args &args, int64_t row, Buffers &buffers) : a_(args), row_(row), buffers_(buffers) {}
+  Row(const steepest_step_args &args, int64_t row, Buffers &buffers, bool streams)
+      : a_(args), row_(row), buffers_(buffers), streams_(streams) {}
 
   // `temporary`: what holds the parameter's value is only read, and a rounded copy of the result will go to params.
   float *open_param(int64_t at, int64_t n, bool temporary) {
@@ -44,7 +48,7 @@ class Row {
       return buffers_.param;
     }
     if (!a_.sources || a_.param_dtype != STEEPEST_FLOAT32) return open(from, a_.param_dtype, at, n, buffers_.param);
-    float *const p = static_cast<float *>(a_.params[row_]) + at;
+    float *const p = streams_ ? buffers_.param : static_cast<float *>(a_.params[row_]) + at;
     std::copy_n(static_cast<const float *>(from) + at, n, p);
     return p;
   }
@@ -58,7 +62,7 @@ class Row {
 
   float *open_state(int k, int64_t at, int64_t n, bool magnitude, bool read) {
     float *const buffer = buffers_.state[k];
-    if (!read && a_.state_dtype != STEEPEST_FLOAT32) return buffer;
+    if (!read && (streams_ || a_.state_dtype != STEEPEST_FLOAT32)) return buffer;
     if (a_.state_dtype != STEEPEST_BLOCK8) return open(a_.states[k][row_], a_.state_dtype, at, n, buffer);
     load_block8(codes(k, at), exponents(k, at), magnitude, buffer, n);
     return buffer;
@@ -85,7 +89,11 @@ class Row {
 
   // Of the 64 random bits of an element, the parameter takes the first 16, states the others in their order.
   void close(void *base, int32_t dtype, int64_t at, int64_t n, const float *tile, int lane) const {
-    if (dtype == STEEPEST_FLOAT32) return;
+    if (dtype == STEEPEST_FLOAT32) {
+      float *const home = static_cast<float *>(base) + at;
+      if (tile != home) stream(tile, home, n);
+      return;
+    }
     if (a_.rounding == STEEPEST_STOCHASTIC && dtype == STEEPEST_BFLOAT16)
       return store_stochastic(tile, bfloat16_at(base, at), n, buffers_.random[lane / 2], lane % 2 * 16);
     store(dtype, tile, static_cast<char *>(base) + at * 2, n);
@@ -101,6 +109,7 @@ class Row {
   const steepest_step_args &a_;
   const int64_t row_;
   Buffers &buffers_;
+  const bool streams_;
 };
 
 // Whether the row's way is that of rule_bfloat16.
@@ -112,7 +121,7 @@ bool in_registers(const steepest_step_args &a) {
 
 // Elements [begin, end) of one row, tile by tile through the stages.
 template <class Rule>
-void step_range(const StepCall &call, GradientStage stage, int64_t row, int64_t begin, int64_t end) {
+void step_range(const StepCall &call, GradientStage stage, bool streams, int64_t row, int64_t begin, int64_t end) {
   constexpr int kStates = Rule::kStates;
   const steepest_step_args &a = *call.args;
   const int32_t hyper = a.hyper_index ? a.hyper_index[row] : 0;
@@ -130,7 +139,7 @@ void step_range(const StepCall &call, GradientStage stage, int64_t row, int64_t 
   const bool rounds_at_random = a.rounding == STEEPEST_STOCHASTIC || a.state_dtype == STEEPEST_BLOCK8;
   const uint64_t first = a.first_index ? static_cast<uint64_t>(a.first_index[row]) : 0;
   Buffers buffers;
-  Row tiles(a, row, buffers);
+  Row tiles(a, row, buffers, streams);
   for (int64_t at = begin; at < end; at += kTile) {
     const int64_t n = std::min(kTile, end - at);
     const auto magnitude = [](int k) { return (Rule::kMagnitudes >> k & 1u) != 0; };
@@ -163,13 +172,17 @@ void run(const StepCall &call) {
   const int64_t cost = total_cost(a.numel, a.num_tensors);
   const int threads = thread_count(*call.exec, cost);
   const int parts = threads == 1 ? 1 : threads * kSharesPerThread;
+  const bool streams = cost > kStreams;
+  // What a survey of the gradients read last is what the caches still have.
+  const bool backwards = a.clip_coefficient != nullptr;
   std::atomic<int> taken{0};
   const auto work = [&] {
     ShareWalk walk(a.numel, a.num_tensors, cost, parts);
     for (int part = taken++; part < parts; part = taken++)
-      walk.visit(part, [&](int64_t row, int64_t begin, int64_t end) {
-        step_range<Rule>(call, stage, row, begin, end);
+      walk.visit(backwards ? parts - 1 - part : part, [&](int64_t row, int64_t begin, int64_t end) {
+        step_range<Rule>(call, stage, streams, row, begin, end);
       });
+    if (streams) flush_streams();
   };
   run_on_threads(threads, work);
 }

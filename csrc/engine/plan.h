@@ -20,7 +20,7 @@ inline int64_t total_cost(const int64_t *numel, int64_t num_tensors) {
   return cost;
 }
 
-// Walks shares in increasing order; each walk continues where the one before it ended.
+// Walks shares; each walk goes on, or back, from where the one before it ended.
 class ShareWalk {
  public:
   ShareWalk(const int64_t *numel, int64_t num_tensors, int64_t cost, int parts)
@@ -31,8 +31,9 @@ class ShareWalk {
   template <class Visit>
   void visit(int part, Visit &&visit) {
     const int64_t first = cut(part), last = cut(part + 1);
+    while (start_ > first) start_ -= cost_of(--tensor_);
     while (tensor_ < num_tensors_ && start_ < last) {
-      const int64_t next = start_ + (numel_[tensor_] == 0 ? 0 : numel_[tensor_] + kTensorCost);
+      const int64_t next = start_ + cost_of(tensor_);
       const int64_t begin = place(first, next), end = place(last, next);
       if (next > first && begin < end) visit(tensor_, begin, end);
       if (next > last) return;  // the rest of this tensor belongs to the next share
@@ -42,6 +43,7 @@ class ShareWalk {
   }
 
  private:
+  int64_t cost_of(int64_t tensor) const { return numel_[tensor] == 0 ? 0 : numel_[tensor] + kTensorCost; }
   int64_t cut(int k) const { return static_cast<int64_t>(static_cast<__int128>(cost_) * k / parts_); }
   // A cut's place inside the tensor is a function of the cut alone, so neighbours agree on it.
   int64_t place(int64_t at, int64_t next) const {

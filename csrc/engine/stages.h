@@ -45,6 +45,11 @@ void noise_tile(const float *g, float *out, int64_t n, const RandomStream &strea
 // average <- average + weight * (p - average).
 void average_tile(float *average, const float *p, int64_t n, float weight, float rest);
 
+// Copies past the caches: lines that are only written need not be fetched first, which is a third of the traffic of a
+// copy.  flush_streams() makes a thread's copies visible to others.
+void stream(const float *from, float *to, int64_t n);
+void flush_streams();
+
 // What is stored in other ways than as one number of a type (formula/storage.h).  `random` + `shift`: which 16 bits of
 // each word are used.
 void store_stochastic(const float *from, bfloat16 *to, int64_t n, const uint32_t *random, int shift);

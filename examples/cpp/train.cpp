@@ -147,11 +147,7 @@ class AdamW {
 };
 
 int main(int argc, char **argv) {
-  if (steepest_abi_version() != STEEPEST_ABI_VERSION) {
-    std::fprintf(stderr, "compiled for ABI version %d of libsteepest, found %u\n", STEEPEST_ABI_VERSION,
-                 steepest_abi_version());
-    return 3;
-  }
+  must(steepest_check_abi(STEEPEST_ABI_VERSION));
   const long steps = argc == 3 ? std::strtol(argv[2], nullptr, 10) : 0;
   if (steps < 1) {
     std::fprintf(stderr, "usage: train DATA STEPS\n");

@@ -80,7 +80,8 @@ def rounding_bounds(start: torch.Tensor, s: torch.Tensor, size: float, todo: Pla
         return iterate(y[None], todo, verbs)[0]
 
     shared = shared_rounding(s, todo)
-    estimate = rounding_estimate(algorithm, start, todo.dtype, draws=DRAWS if start.numel() < 10**5 else 4, seed=0)
+    draws = DRAWS if start.numel() < 10**5 else 4
+    estimate = rounding_estimate(algorithm, start, todo.dtype, draws=draws, seed=0, mirrored=todo.backend != "torch")
     slope = 2 * (todo.steps + 1) * math.sqrt(max(start.shape)) * working.unit * todo.schedule.slope * size
     return DEVIATIONS * estimate + shared + final, slope + final
 

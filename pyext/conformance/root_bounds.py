@@ -17,6 +17,19 @@ root error    ||X - S^(-1/p)||_F / ||S^(-1/p)||_F <= e + 3 kappa u / p.  Roundin
               0.6 for rank n / 4 in float32 alone, 0.17 with the wide products, n = 128 and 512.)
               eigh: max(3, sqrt(n)) for 3, since LAPACK's backward errors grow like that (1.6 at n = 512).  The
               oracle is float64 eigh itself and may be off by its own share.
+residual      ||X^p S - I||_2 <= (1 + e)^p (1 + 2 (3 + K) sqrt(n) kappa u) - 1, K steps.  f(t)^p - 1 is certified.
+              X is the root of S + D, so X^p S - I = -(S + D)^-1 D <= kappa ||D||_2 / ||S||_2.  A product that
+              makes X, rounded by d, adds X^(p-1) d S: one-sided, it multiplies what d mixes of the largest eigenvalue
+              into the smallest by all of kappa.  Each of these 3 + K roundings is at most sqrt(n) u of the norms, for
+              sums of n terms; twice, since the products that make M turn its eigenvectors as well, which a cushion
+              keeps that small (CUSHION in steepest.matrix.root_plan).  Seen: 5.7 sqrt(n) kappa u at 1e6 in float32 for
+              16 sqrt(n), 12.7 at 1e12 in float64 for 28; Distributed Shampoo's coupled Newton 5.9 and 10.5.
+              Storing X is one more, with the unit of its dtype.  eigh: max(3, sqrt(n)) + 4 p sqrt(n), p times what
+              Q is off orthogonality (LAPACK's, seen up to 3.3 sqrt(n) u).  p n u of float64 itself.
+update        U = L^(-1/4) G R^(-1/4): ||error||_F <= ((1 + a)(1 + b) - 1) ||U||_F + (n + m) u || |X| |G| |Y| ||_F with
+              a, b = e + 3 kappa u / 4 for L and R.  With X = (I + A) L^(-1/4), element (i, j) of A is
+              (t_i^(-1/4) - t_j^(-1/4)) / (t_i - t_j) t_j^(1/4) D_ij: at most kappa / 4 ||D||_2 / ||S||_2 where both
+              eigenvalues are the smallest, and kappa^(1/4) of it elsewhere.  The last term is that of two products.
 asymmetry     ||X - X^T||_F / ||X||_F <= twice the bound on rounding, of which it is made.
 scale         lambda in [1, 2] times the largest |eigenvalue|, up to 2^-10.
 """
@@ -53,7 +66,8 @@ def rounding_bound(m: torch.Tensor, todo: RootPlan) -> float:
     unit = 2 * number_format(working).unit
     generator = torch.Generator().manual_seed(0)
     exact = iterate(m[None], exact_plan, NoisyVerbs(working, None))
-    noisy, wide = NoisyVerbs(working, generator), NoisyVerbs(torch.float64, generator)
+    mirrored = todo.backend != "torch"
+    noisy, wide = (NoisyVerbs(dtype, generator, mirrored) for dtype in (working, torch.float64))
     draws = DRAWS if m.shape[-1] <= 128 else 3
     squares = []
     for _ in range(draws):
@@ -79,6 +93,7 @@ def figures(
     slack = (CONSTANT if todo.schedule else by_eigh) * unit + by_eigh * UNIT["float64"]
     error = (x - exact).norm().item() / size
     found = [Figure("root error", error, certificate + slack * (kappa / p + 4) + final, "relative")]
+    found.append(residual_figure(x, (q * t) @ q.mT, todo, kappa, final))
     if todo.schedule is not None:
         nu = (1 + (ridge / scale if absolute else ridge)) / (1 - RANGE_MARGIN)
         polynomial = (q * (todo.schedule.apply(t / nu) * t ** (-1 / p))) @ q.mT
@@ -87,6 +102,41 @@ def figures(
         found.append(Figure("rounding", away, bound, "relative", "against the polynomial in float64"))
         found.append(Figure("asymmetry", (x - x.mT).norm().item() / size, 2 * bound, "relative"))
     return found
+
+
+def residual_figure(x: torch.Tensor, s: torch.Tensor, todo: RootPlan, kappa: float, stored: float) -> Figure:
+    """x: the root of s, both float64; stored: the relative rounding of x's elements when it was stored."""
+    p, eye = todo.p, torch.eye(len(s), dtype=s.dtype)
+    found = torch.linalg.matrix_norm(torch.linalg.matrix_power(x, p) @ s - eye, 2).item()
+    root = math.sqrt(len(s))
+    by_eigh = max(CONSTANT, root) + 4 * p * root
+    terms = (2 * (CONSTANT + todo.steps) * root if todo.schedule else by_eigh) * UNIT[todo.precision]
+    terms += by_eigh * UNIT["float64"] + 2 * root * stored
+    certificate = (1 + (todo.schedule.error if todo.schedule else 0.0)) ** p
+    bound = certificate * (1 + terms * kappa) - 1 + p * len(s) * UNIT["float64"]
+    return Figure("residual", found, bound, "2-norm", "X^p S - I")
+
+
+def update_figure(
+    sides: tuple[torch.Tensor, ...], g: torch.Tensor, roots, scales, ridge: float, plans, update: torch.Tensor
+) -> Figure:
+    """||update - L^(-1/4) G R^(-1/4)||_F by the norm of the exact one; sides: (L, R) as `inverse_root` got them.
+
+    roots, scales, plans: what it returned and planned for each.  update: the two products as they were computed.
+    """
+    exact, growth, sizes = g.double(), 1.0, g.double().abs()
+    for axis, (a, x, scale, todo) in enumerate(zip(sides, roots, scales, plans)):
+        t, q = shifted_spectrum(a, scale, ridge, False)
+        root = (q * (t * scale) ** (-1 / todo.p)) @ q.mT
+        own = max(CONSTANT, math.sqrt(len(a)))
+        constant = (CONSTANT if todo.schedule else own) * UNIT[todo.precision] + own * UNIT["float64"]
+        certificate = todo.schedule.error if todo.schedule else 0.0
+        growth *= 1 + certificate + constant * ((t.max() / t.min()).item() / todo.p + 4)
+        exact = root @ exact if axis == 0 else exact @ root
+        sizes = x.double().abs() @ sizes if axis == 0 else sizes @ x.double().abs()
+    products = sum(g.shape) * number_format(update.dtype).unit * sizes.norm()
+    error = (update.double() - exact).norm() / exact.norm()
+    return Figure("update", error.item(), growth - 1 + (products / exact.norm()).item(), "relative")
 
 
 def scale_figures(a: torch.Tensor, scale: float) -> list[Figure]:

@@ -6,10 +6,10 @@ whose owner has them whole are not sent.  `traffic` is what the plan says; `sent
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -56,13 +56,43 @@ class Direction:
     """All messages of one all-to-all as one rank sees them."""
 
     def __init__(self, messages: Sequence[Message], ranks: int, me: int):
-        self.total = sum(size(m.region) for m in messages if m.source != m.target)  # elements, over all ranks
         key = lambda m: (m.source, m.target, m.task)  # noqa: E731
         self.own = [m for m in messages if m.source == m.target == me]
         self.out = sorted((m for m in messages if m.source == me != m.target), key=key)
         self.in_ = sorted((m for m in messages if m.target == me != m.source), key=key)
         self.out_splits = [sum(size(m.region) for m in self.out if m.target == r) for r in range(ranks)]
         self.in_splits = [sum(size(m.region) for m in self.in_ if m.source == r) for r in range(ranks)]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one all-to-all is to each rank of a team, (ranks,): elements sent and received, messages either way.
+
+    From layouts and owners alone, without a list of messages: the plan of thousands of ranks takes no longer.
+    """
+
+    sent: np.ndarray
+    received: np.ndarray
+    messages: np.ndarray  # the larger of those sent and received; several tasks' to one partner count as one at most
+
+    @property
+    def total(self) -> int:
+        return int(self.sent.sum())
+
+
+def loads(tasks: Sequence[Task], ranks: int) -> tuple[Load, Load]:
+    """Of both directions: shards to the owners of these tasks, and results to all that hold a part."""
+    # Elements and messages, each by holders (first) and by owners (second): who sends them depends on the direction.
+    there, back = np.zeros((2, 2, 2, ranks), dtype=np.int64)
+    for task in tasks:
+        shares = task.layout.shares(task.where).copy()
+        shares[task.owner] = 0  # not sent
+        for found, parts in ((there, shares * task.layout.fellows(task.owner)), (back, shares)):
+            for row, amount in zip(found, (parts, parts > 0)):
+                row[0] += amount
+                row[1][task.owner] += amount.sum()
+    most = [np.minimum(messages.max(0), ranks - 1) for _, messages in (there, back)]
+    return Load(*there[0], most[0]), Load(*back[0][::-1], most[1])
 
 
 class Pending:
@@ -90,17 +120,18 @@ class Exchange:
         outward = [Message(i, region, t.owner, r) for i, t in enumerate(self.tasks) for r, region in t.holders()]
         self.inward = Direction(inward, len(self.team), self.me)
         self.outward = Direction(outward, len(self.team), self.me)
+        self.loads = loads(self.tasks, len(self.team))
         self.sent = 0  # bytes that have left this rank so far
 
     @property
     def traffic(self) -> int:
         """Bytes that leave all ranks together in one step, both ways."""
-        return (self.inward.total + self.outward.total) * self.dtype.itemsize
+        return sum(load.total for load in self.loads) * self.dtype.itemsize
 
-    def _start(self, direction: Direction, pieces: Sequence[Tensor]) -> Pending:
+    def _start(self, direction: Direction, load: Load, pieces: Sequence[Tensor]) -> Pending:
         """pieces: one per message of direction.out."""
         received = torch.empty(sum(direction.in_splits), dtype=self.dtype, device=self.device)
-        if direction.total == 0:  # nobody sends anything
+        if load.total == 0:  # nobody sends anything
             return Pending(received, None, self.op, self.team.group)
         flat = [piece.reshape(-1) for piece in pieces]
         sent = torch.cat(flat) if flat else torch.empty(0, dtype=self.dtype, device=self.device)
@@ -114,7 +145,7 @@ class Exchange:
     def collect(self, shards: Sequence[Tensor]) -> tuple[Pending, Sequence[Tensor]]:
         """Sends this rank's shards (one per tensor, of the layout's shape here) to the owners; see `collected`."""
         pieces = [self._part(shards, message) for message in self.inward.out]
-        return self._start(self.inward, pieces), shards
+        return self._start(self.inward, self.loads[0], pieces), shards
 
     def _part(self, shards: Sequence[Tensor], message: Message) -> Tensor:
         task = self.tasks[message.task]
@@ -144,7 +175,7 @@ class Exchange:
     def publish(self, results: dict[int, Tensor]) -> tuple[Pending, dict[int, Tensor]]:
         """Sends the results for this rank's blocks to all that hold a part; see `published`."""
         pieces = [results[m.task][slices(m.region, self.tasks[m.task].where)] for m in self.outward.out]
-        return self._start(self.outward, pieces), results
+        return self._start(self.outward, self.loads[1], pieces), results
 
     def published(self, under_way: tuple[Pending, dict[int, Tensor]]) -> list[tuple[int, tuple[slice, ...], Tensor]]:
         """(task, index into this rank's shard of its tensor, result there) for all parts that this rank holds."""
@@ -162,8 +193,10 @@ class Exchange:
         return out
 
 
-def buffer_elements(tasks: Sequence[Task], rank: int) -> int:
-    """Elements that `rank` holds at most while these tasks are exchanged: blocks, results, and messages both ways."""
-    blocks = sum(math.prod(task.shape) for task in tasks if task.owner == rank)
-    parts = sum(size(region) for task in tasks for r, region in task.holders() if r == rank)
-    return 4 * blocks + 2 * parts
+def buffer_elements(tasks: Sequence[Task], ranks: int) -> np.ndarray:
+    """Most elements that each rank holds while these tasks are exchanged: blocks, results, messages both ways."""
+    held = np.zeros(ranks, dtype=np.int64)
+    for task in tasks:
+        held[task.owner] += 4 * size(task.where)
+        held += 2 * task.layout.shares(task.where)
+    return held

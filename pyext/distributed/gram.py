@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from steepest.distributed.collectives import collective, gather_over
-from steepest.distributed.layout import Layout
+from steepest.distributed.layout import Layout, size
 from steepest.distributed.shards import Reach
 from steepest.matrix import polar as polar_module
 from steepest.matrix.norm_bounds import initial_size
@@ -29,11 +29,22 @@ def long_side(layout: Layout) -> int | None:
     return cut[0]
 
 
-def sent_elements(layout: Layout, reach: Reach, runs: int) -> int:
-    """Elements that all ranks together send to add up the Gram matrix `runs` times: rings of 2 (k - 1) / k per rank."""
+def sent_elements(layout: Layout, cuts: Sequence[int], runs: int) -> int:
+    """Elements that all ranks together send to add up the Gram matrix `runs` times: rings of 2 (k - 1) / k per rank.
+
+    cuts: sizes of the mesh dimensions over which the matrix is cut.
+    """
     n, ranks = min(layout.shape), len(layout.team)
-    sizes = [reach.mesh.size(dim) for dim in reach.dims]
-    return sum(ranks // k * 2 * (k - 1) * n * n * runs for k in sizes)
+    return sum(ranks // k * 2 * (k - 1) * n * n * runs for k in cuts)
+
+
+def local_flops(layout: Layout, options: dict, device: torch.device, working: torch.dtype | None) -> int:
+    """Of the rank with the largest part: polynomials of the n x n Gram matrix, and products with its part of m."""
+    n, m = sorted(layout.shape)
+    whole, double = (gram_plan((n, length), device, options, working).flops for length in (m, 2 * m))
+    along = double - whole  # what grows with m; the rest is the same on every rank
+    part = max(size(region) for region in layout.regions) / n
+    return round(whole - along + along * part / m)
 
 
 def gram_plan(shape, device: torch.device, options: dict, working: torch.dtype | None) -> Plan:
@@ -80,13 +91,13 @@ class GramFactors:
         stack = torch.stack(list(parts))
         flat = stack if side == 1 else stack.mT  # n x part of m
         with torch.autocast(stack.device.type, enabled=False), full_float32():
-            size = initial_size(todo.norm, min(layout.shape), polar_module.UNIT_ROUNDOFF[todo.dtype])
-            y = self._normalised(flat, todo.dtype, reach, size)
+            bound = initial_size(todo.norm, min(layout.shape), polar_module.UNIT_ROUNDOFF[todo.dtype])
+            y = self._normalised(flat, todo.dtype, reach, bound)
             verbs = _Summed(self.op, polar_module._verbs(todo.backend), reach, self)
             out = polar_module._gram_form(y, todo, verbs).to(stack.dtype)
         return list((out if side == 1 else out.mT).unbind())
 
-    def _normalised(self, x: Tensor, dtype: torch.dtype, reach: Reach, size: float) -> Tensor:
+    def _normalised(self, x: Tensor, dtype: torch.dtype, reach: Reach, bound: float) -> Tensor:
         """`polar.normalised` of whole matrices, from each part's largest element and squares relative to it."""
         wide = x.to(torch.promote_types(torch.promote_types(x.dtype, dtype), torch.float32))
         shape = (len(x), 1, 1)
@@ -98,7 +109,7 @@ class GramFactors:
         largest = found[:, 0].amax(0)
         ratio = found[:, 0] / largest.where(largest != 0, 1)
         norm = (found[:, 1] * ratio.square()).sum(0).sqrt().view(shape)
-        scale = (1 + polar_module.margin(dtype)) / size * norm.clamp(min=1)
+        scale = (1 + polar_module.margin(dtype)) / bound * norm.clamp(min=1)
         top = largest.view(shape).to(wide)
         y = (wide / top.where(top != 0, 1)).to(torch.promote_types(dtype, torch.float32))
         return y.div_(scale.to(y.dtype)).to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -88,19 +89,47 @@ class Layout:
         """The ranks of the copy that `owner` has a part of."""
         return [r for r, replica in enumerate(self.replicas) if replica == self.replicas[owner]]
 
+    @functools.cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        found = np.array(self.regions, dtype=np.int64).reshape(len(self.regions), len(self.shape), 2)
+        return found[..., 0], found[..., 1]
+
+    def shares(self, where: Region) -> np.ndarray:
+        """Elements of `where` that lie on each rank, (ranks,), not to be written to: for thousands of ranks at once."""
+        if where not in self._shares:
+            self._shares[where] = self._found_shares(where)
+        return self._shares[where]
+
+    @functools.cached_property
+    def _shares(self) -> dict[Region, np.ndarray]:
+        return {}
+
+    def _found_shares(self, where: Region) -> np.ndarray:
+        start, stop = np.array(where, dtype=np.int64).reshape(len(where), 2).T
+        return (np.minimum(self._bounds[1], stop) - np.maximum(self._bounds[0], start)).clip(0).prod(1)
+
+    def fellows(self, owner: int) -> np.ndarray:
+        """Which ranks have a part of the copy that `owner` has a part of, (ranks,): `source` as a mask."""
+        return self._copies == self._copies[owner]
+
+    @functools.cached_property
+    def _copies(self) -> np.ndarray:
+        return np.array(self.replicas)
+
 
 def layout_of(tensor: Tensor, group: dist.ProcessGroup | None) -> Layout:
     """Of a DTensor by its placements; of a plain tensor as one complete copy on every rank of `group`."""
     shape = tuple(tensor.shape)
     if is_dtensor(tensor):
         team = team_of_mesh(tensor.device_mesh)
-        return _layout(team, shape, tensor.device_mesh.mesh.numpy(), tensor.placements)
+        return layout_on(team, shape, tensor.device_mesh.mesh.numpy(), tensor.placements)
     team = team_of_group(dist.group.WORLD if group is None else group)
     whole = tuple((0, n) for n in shape)
     return Layout(team, shape, (whole,) * len(team), tuple(range(len(team))))
 
 
-def _layout(team: Team, shape: tuple[int, ...], ranks: np.ndarray, placements: Sequence) -> Layout:
+def layout_on(team: Team, shape: tuple[int, ...], ranks: np.ndarray, placements: Sequence) -> Layout:
+    """Of a DTensor with these placements on a mesh whose ranks these are; needs no process group."""
     regions, replicas = {}, {}
     copies: dict[tuple, int] = {}
     for coordinate in itertools.product(*map(range, ranks.shape)):
@@ -118,13 +147,14 @@ def region_at(shape, mesh_shape, coordinate, placements) -> Region:
     puts in front of a tensor-parallel shard of the same dimension, first cuts into split_factor chunks and takes the
     coordinate's chunk of each.
     """
-    held = [np.arange(n) for n in shape]
+    held: list[range | np.ndarray] = [range(n) for n in shape]
     for parts, c, placement in zip(mesh_shape, coordinate, placements):
         if placement.is_replicate():
             continue
         dim = placement.dim % len(shape)
         factor = getattr(placement, "split_factor", 1)
-        held[dim] = np.concatenate([_chunk(piece, parts, c) for piece in _chunks(held[dim], factor)])
+        pieces = [_chunk(piece, parts, c) for piece in _chunks(held[dim], factor)]
+        held[dim] = pieces[0] if factor == 1 else np.concatenate(pieces)
     for index in held:
         if len(index) and index[-1] - index[0] != len(index) - 1:
             raise NotImplementedError(
@@ -134,11 +164,11 @@ def region_at(shape, mesh_shape, coordinate, placements) -> Region:
     return tuple((int(index[0]), int(index[-1]) + 1) if len(index) else (0, 0) for index in held)
 
 
-def _chunks(index: np.ndarray, parts: int) -> list[np.ndarray]:
+def _chunks(index: range | np.ndarray, parts: int) -> list:
     return [_chunk(index, parts, c) for c in range(parts)]
 
 
-def _chunk(index: np.ndarray, parts: int, c: int) -> np.ndarray:
+def _chunk(index: range | np.ndarray, parts: int, c: int):
     width = -(-len(index) // parts)
     return index[c * width : (c + 1) * width]
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -19,7 +20,7 @@ from steepest.distributed import gram, owners
 from steepest.distributed.agreement import Roster
 from steepest.distributed.exchange import Exchange, Task, buffer_elements
 from steepest.distributed.layout import Layout, size
-from steepest.distributed.shards import gradient_shard, is_dtensor, local, reach_of
+from steepest.distributed.shards import cuts_of, gradient_shard, local, reach_of
 from steepest.matrix import muon_rule
 from steepest.matrix.polar import plan
 from steepest.optim.muon_matrices import Piece, pieces
@@ -35,6 +36,12 @@ class Entry:
     number: int  # of its group
     p: Tensor
     layout: Layout
+    cuts: tuple[int, ...] = ()  # sizes of the mesh dimensions over which it is cut
+    device: torch.device | None = None  # where its rank works on it, if not where p is
+
+    @property
+    def place(self) -> torch.device:
+        return self.device or self.p.device
 
 
 @dataclass
@@ -64,28 +71,37 @@ class Plan:
 
     def buffer_elements(self, rank: int) -> int:
         """Most elements that a rank holds beside shards, momentum and updates: those of two neighbouring rounds."""
-        rounds = [buffer_elements([self.tasks[i] for i in places], rank) for places in self.rounds] or [0]
-        return max(a + b for a, b in zip(rounds, [*rounds[1:], 0]))
+        return int(self.buffers()[rank])
+
+    def buffers(self) -> np.ndarray:
+        """The same of all ranks."""
+        ranks = len(self.entries[0].layout.team)
+        rounds = [buffer_elements([self.tasks[i] for i in places], ranks) for places in self.rounds]
+        nothing = np.zeros(ranks, dtype=np.int64)
+        return np.max([a + b for a, b in zip(rounds, [*rounds[1:], nothing])], axis=0) if rounds else nothing
 
 
-def make_plan(entries: Sequence[Entry], groups: dict[int, dict]) -> Plan:
-    """groups: number of a group -> its param group, of which schedule and steps are read."""
+def make_plan(entries: Sequence[Entry], groups: dict[int, dict], added_up: bool | None = None) -> Plan:
+    """groups: number of a group -> its param group, of which schedule and steps are read.
+
+    added_up: whether Gram matrices are added up wherever they can be (True), nowhere, or (None) where less is sent.
+    """
     out = Plan(list(entries))
     ranks = len(entries[0].layout.team)
     for i, entry in enumerate(entries):
         layout, group = entry.layout, groups[entry.number]
         held = pieces(layout.shape, group["matrices"])
-        added_up = _gram_bytes(entry, group)
-        if added_up is not None and added_up <= _owned_bytes(entry):
+        sent = None if added_up is False else _gram_bytes(entry, group)
+        if sent is not None and (added_up or sent <= _owned_bytes(entry)):
             out.grams.append(i)
-            out.gram_bytes += added_up
+            out.gram_bytes += sent
             continue
         for piece in held:
             where = ((piece.start, piece.start + piece.length), *((0, n) for n in layout.shape[1:]))
             out.tasks.append(Task(i, layout, where, 0))
             out.pieces.append(piece)
             shape = (piece.batch, piece.rows, piece.columns)
-            out.costs.append(plan(shape, torch.float32, entry.p.device, **muon_rule.polar_options(group)).flops)
+            out.costs.append(plan(shape, torch.float32, entry.place, **muon_rule.polar_options(group)).flops)
     found = owners.assign(out.costs, ranks)
     out.tasks = [Task(t.tensor, t.layout, t.where, owner) for t, owner in zip(out.tasks, found)]
     out.rounds = _rounds(out, ranks)
@@ -95,12 +111,12 @@ def make_plan(entries: Sequence[Entry], groups: dict[int, dict]) -> Plan:
 def _gram_bytes(entry: Entry, group: dict) -> int | None:
     """None when the parameter is no single matrix that is cut along its long side alone."""
     single = group["matrices"] == "whole" and len(entry.layout.shape) == 2
-    if not single or not is_dtensor(entry.p) or gram.long_side(entry.layout) is None:
+    if not single or not entry.cuts or gram.long_side(entry.layout) is None:
         return None
-    device = entry.p.device
+    device = entry.place
     options = muon_rule.polar_options(group)
     runs = gram.gram_plan(entry.layout.shape, device, options, muon_rule.working_dtype(device)).grams
-    return 4 * gram.sent_elements(entry.layout, reach_of(entry.p), runs)
+    return 4 * gram.sent_elements(entry.layout, entry.cuts, runs)
 
 
 def _owned_bytes(entry: Entry) -> int:
@@ -135,7 +151,9 @@ class MuonStep:
         params = [p for group in groups.values() for p in group["params"]]
         number = {id(p): n for n, group in groups.items() for p in group["params"]}
         self.roster = Roster(op, params, process_group)
-        self.entries = [Entry(number[id(p)], p, lay) for p, lay in zip(self.roster.params, self.roster.layouts)]
+        self.entries = [
+            Entry(number[id(p)], p, lay, cuts_of(p)) for p, lay in zip(self.roster.params, self.roster.layouts)
+        ]
         self._lanes: dict[tuple, list[Lane]] = {}
         self._settings = self._read_settings()
 

@@ -33,16 +33,28 @@ def reduce_norm(norms: Sequence[Tensor | float], tensors: Sequence[Tensor], q: f
     if len(norms) != len(tensors):
         raise ValueError(f"reduce_norm: {len(norms)} norms for {len(tensors)} tensors")
     device = next((n.device for n in norms if isinstance(n, Tensor)), torch.device("cpu"))
-    by_reach: dict[Reach | None, list[Tensor]] = {reach: [] for reach in [None, *reaches_of(tensors)]}
-    for norm, tensor in zip(norms, tensors):
-        by_reach[reach_of(tensor)].append(torch.as_tensor(norm, dtype=torch.float64, device=device).reshape(()))
+    pairs = [
+        (reach_of(tensor), torch.as_tensor(norm, dtype=torch.float64, device=device))
+        for norm, tensor in zip(norms, tensors)
+    ]
+    return joint_norm("reduce_norm", pairs, reaches_of(tensors), q, device).float()
+
+
+def joint_norm(
+    op: str, pairs: Sequence[tuple[Reach | None, Tensor]], reaches: Sequence[Reach], q: float, device: torch.device
+) -> Tensor:
+    """The joint norm of order q, 0-dim float64, of norms (0-dim) of this rank's parts, each of its reach.
+
+    reaches: all that any rank may have parts of, in the same order on all ranks.
+    """
     found = []
-    for reach, mine in by_reach.items():
+    for reach in [None, *reaches]:
+        mine = [norm.double().reshape(()).to(device) for other, norm in pairs if other == reach]
         joint = torch.linalg.vector_norm(torch.stack(mine), q) if mine else torch.zeros((), dtype=torch.float64)
         if reach is not None:
-            joint = torch.linalg.vector_norm(gather_over(reach, joint.to(device), "reduce_norm", "adding up norms"), q)
+            joint = torch.linalg.vector_norm(gather_over(reach, joint.to(device), op, "adding up norms"), q)
         found.append(joint.to(device))
-    return torch.linalg.vector_norm(torch.stack(found), q).float()
+    return torch.linalg.vector_norm(torch.stack(found), q)
 
 
 def reduce_parts(op: str, parts: Sequence[tuple[Reach | None, Part]], reaches: Sequence[Reach]) -> list[Part]:

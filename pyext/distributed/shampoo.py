@@ -7,6 +7,10 @@ chosen slot by slot, so that refreshing is balanced over the ranks in every step
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -39,17 +43,54 @@ class OwnedBucket(Bucket):
 
 def choose_owners(buckets: list[Bucket], ranks: int, frequency: int) -> dict[int, int]:
     """id of a block -> owner: to the rank with the least refreshing in the block's slot, then the least in all."""
-    slots = [[0.0] * ranks for _ in range(frequency)]
-    total = [0.0] * ranks
+    slots, total = np.zeros((frequency, ranks)), np.zeros(ranks)
     blocks = [(bucket.cost, block) for bucket in buckets for block in bucket.blocks]
     found = {}
     for cost, block in sorted(blocks, key=lambda pair: -pair[0]):
         slot = slots[block.slot]
-        owner = min(range(ranks), key=lambda r: (slot[r], total[r], r))
+        idle = np.flatnonzero(slot == slot.min())
+        owner = int(idle[total[idle].argmin()])  # of equals the lowest rank
         found[id(block)] = owner
         slot[owner] += cost
         total[owner] += cost
     return found
+
+
+@dataclass
+class Plan:
+    """Who does what, from layouts and options alone: blocks, and for each its task, with the owner, and its cost.
+
+    A task's `tensor` is its parameter's place; views: layouts of the parameters in their merged shapes, None for those
+    without elements.
+    """
+
+    buckets: list[Bucket]
+    blocks: list[Block]
+    tasks: list[Task]
+    costs: list[int]
+    views: list[Layout | None]
+
+
+def make_plan(params: Sequence[Tensor], layouts: Sequence[Layout], group: dict) -> Plan:
+    """group: options of a param group, with large_dim_fallback as `side_kinds` takes it."""
+    place = {id(p): i for i, p in enumerate(params)}
+    buckets = make_buckets([p for p in params if p.numel()], group)
+    owner: dict[int, int] = {}
+    for team in dict.fromkeys(layout.team for layout in layouts):
+        theirs = []
+        for bucket in buckets:
+            blocks = [block for block in bucket.blocks if layouts[place[id(block.param)]].team == team]
+            theirs += [Bucket(blocks, bucket.kinds)] if blocks else []
+        owner |= choose_owners(theirs, len(team), group["precondition_frequency"])
+    blocks = [block for bucket in buckets for block in bucket.blocks]
+    out = Plan(buckets, blocks, [], [b.cost for b in buckets for _ in b.blocks], [None] * len(params))
+    for block in blocks:
+        i = place[id(block.param)]
+        if out.views[i] is None:
+            out.views[i] = merged(layouts[i], block.merged)
+        where = tuple((s.start, s.stop) for s in block.where)
+        out.tasks.append(Task(i, out.views[i], where, owner[id(block)]))
+    return out
 
 
 class SpreadShampooStep(ShampooStep):
@@ -66,20 +107,9 @@ class SpreadShampooStep(ShampooStep):
 
     def make_buckets(self, group: dict) -> list[Bucket]:
         """This rank's blocks; plans who owns the others."""
-        layouts = {id(p): layout for p, layout in zip(self.roster.params, self.roster.layouts)}
-        place = {id(p): i for i, p in enumerate(self.params)}
-        everything = make_buckets([p for p in self.params if p.numel()], group)
-        self.blocks: list[Block] = [block for bucket in everything for block in bucket.blocks]
-        self.tasks: list[Task] = []
-        self.costs = [bucket.cost for bucket in everything for _ in bucket.blocks]
-        owner = self._owners(everything, layouts, group["precondition_frequency"])
-        self.views: list[Layout | None] = [None] * len(self.params)
-        for block in self.blocks:
-            i = place[id(block.param)]
-            if self.views[i] is None:
-                self.views[i] = merged(layouts[id(block.param)], block.merged)
-            where = tuple((s.start, s.stop) for s in block.where)
-            self.tasks.append(Task(i, self.views[i], where, owner[id(block)]))
+        made = make_plan(self.params, self.roster.layouts, group)
+        everything = made.buckets
+        self.blocks, self.tasks, self.costs, self.views = made.blocks, made.tasks, made.costs, made.views
         mine = {id(b) for b, task in zip(self.blocks, self.tasks) if task.owner == task.layout.team.me}
         owned = []
         for bucket in everything:
@@ -88,16 +118,6 @@ class SpreadShampooStep(ShampooStep):
                 owned.append(OwnedBucket(blocks, bucket.kinds))
         self._drop_others(mine)
         return owned
-
-    def _owners(self, buckets: list[Bucket], layouts: dict[int, Layout], frequency: int) -> dict[int, int]:
-        found: dict[int, int] = {}
-        for team in dict.fromkeys(layout.team for layout in self.roster.layouts):
-            theirs = []
-            for bucket in buckets:
-                blocks = [block for block in bucket.blocks if layouts[id(block.param)].team == team]
-                theirs += [Bucket(blocks, bucket.kinds)] if blocks else []
-            found |= choose_owners(theirs, len(team), frequency)
-        return found
 
     def _drop_others(self, mine: set[int]) -> None:
         """States of blocks that this rank does not own: a checkpoint may bring all of them."""

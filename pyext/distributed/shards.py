@@ -54,6 +54,12 @@ def reach_of(tensor: Tensor) -> Reach | None:
     return Reach(tensor.device_mesh, dims) if dims else None
 
 
+def cuts_of(tensor: Tensor) -> tuple[int, ...]:
+    """Sizes of the mesh dimensions over which the tensor is cut; none for one that this rank holds whole."""
+    reach = reach_of(tensor)
+    return () if reach is None else tuple(reach.mesh.size(dim) for dim in reach.dims)
+
+
 def reaches_of(tensors: Iterable[Tensor]) -> list[Reach]:
     """The distinct reaches in order of appearance, the same on every rank that lists the same tensors."""
     if dtensor_type() is None:

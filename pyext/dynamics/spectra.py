@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steepest.matrix.roots import effective_dimension
 from steepest.matrix.verbs import TorchVerbs, Verbs, full_float32
+from steepest.optim.shampoo_blocks import unpacked
 
 
 class Timescales(NamedTuple):
@@ -85,9 +86,12 @@ def factor_dimensions(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names, factors = [], []
     for label, p in _labelled(optimizer):
         for key, value in optimizer.state.get(p, {}).items():
-            if key.startswith("statistic.") and value.dim() == 2:
+            if not key.startswith("statistic."):
+                continue
+            root = optimizer.state[p][key.replace("statistic", "root", 1)]
+            if root.dim() == 2:
                 names.append(f"{label}.{key}")
-                factors.append(value)
+                factors.append(value if value.dim() == 2 else unpacked(value[None], len(root))[0])
     found: dict[str, Tensor] = {}
     for indices in buckets(factors):
         values = effective_dimension(torch.stack([factors[i] for i in indices]))

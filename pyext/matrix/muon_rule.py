@@ -33,6 +33,11 @@ def with_momentum(group: dict, grads: list[Tensor], buffers: list[Tensor]) -> li
     return list(torch._foreach_lerp(wide, advanced, momentum)) if nesterov else advanced
 
 
+def elements_moved(group: dict) -> int:
+    """What `with_momentum` and `apply` read and write per element of a shard, momentum of the parameters' dtype."""
+    return (6 if group["nesterov"] else 3) + 5 + (3 if group["cautious"] and group["weight_decay"] else 0)
+
+
 def polar_options(group: dict) -> dict:
     return {name: group[name] for name in ("schedule", "steps", "norm")}
 

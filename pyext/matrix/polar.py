@@ -104,6 +104,10 @@ def polar(
     T·((s + 1)·α + (d - 1)·s) for the plain form, (1 + r)·(s + 1)·α + (T·(d + 2) - 3·(1 + r))·s for the
     Gram form with r restarts. The cheaper one is executed; see `plan`.
 
+    Memory besides the result, on the CPU with the C library's kernels: one n × m and four n × n matrices where threads
+    share a matrix, as many per thread where each takes its own, whatever the batch; 4 MiB per thread at most for packed
+    parts (`tests/cpu/test_peak_memory.py`).
+
     Raises TypeError for integer, boolean or complex x and for a dtype that is not floating; ValueError for fewer than
     two dimensions, an unknown schedule or backend, a schedule for another p or for less than the whole spectrum, more
     steps than a named set defines, lower outside (0, 1], a tol out of reach, tol together with a Schedule, half

@@ -23,6 +23,15 @@ GPU_PRECISIONS = ("tf32x3", "bf16x3", "tf32")
 RIDGE_FLOOR = {"float64": 1e-14, "float32": 1e-6, "tf32x3": 1e-6, "bf16x3": 1e-5, "tf32": 3e-4}
 # The spectrum of M lies in (0, 1 - RANGE_MARGIN): rounding of M and of its first products must not lift it above 1.
 RANGE_MARGIN = 2.0**-10
+# The best polynomial of a step from lower = 1e-6 takes some eigenvalues near 1 down to 1e-7, where M's rounding turns
+# their eigenvectors, and X keeps that.  With a cushion c for p = 4, c^(4/p) in general, it takes none below c^4 / 2.
+# At relative ridge 1e-6, n = 64: products, root error and |X^4 S - I|_2, of six gradients of rank 3 and of rank 43:
+#     coupled Newton    64    1.1e-3  0.9    3.3e-3  1.2
+#     c = 0             22    1.2e-3  465    3.5e-3  138
+#     c = 0.2           22    1.0e-3  1.8    3.2e-3  2.1
+#     c = 0.25          22    1.2e-3  0.9    3.1e-3  1.3    with twice the certified error
+#     c = 0.3           25    1.0e-3  0.4    3.1e-3  0.9
+CUSHION = 0.2
 PROBES = 8  # columns of the thin block that finds the largest eigenvalue and measures the residual
 GROUP_BYTES = 1 << 22
 # The cost model of a CPU: times in units of one symmetric n x n float32 product (as the backend computes it) of a batch
@@ -106,13 +115,16 @@ def count_products(p: int, schedule: Schedule) -> int:
 
 
 @lru_cache(maxsize=256)
-def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
+def composite_schedule(p: int, lower: float, tol: float, cushion: float | None = None) -> Schedule:
     """Minimax steps of degree 2, the last of degree 1 to 4, whichever reaches tol with the fewest products.
 
     A last step of higher degree costs one product and often saves a step of five: at lower = 1e-6, p = 4, tol = 1e-3
     it needs 22 products for 26.  Its rounding is not amplified by later steps; a first step of degree 4 would multiply
     the error by 10.  A certificate of `tol` bounds the relative error of every eigenvalue of the root.
+
+    Steps before the last are fitted with a cushion (`steepest.schedules.minimax`), CUSHION for p = 4, by default.
     """
+    cushion = (CUSHION if cushion is None else cushion) ** (4 / p)
     best = None
     rows, low, high = [], lower ** (1 / p), 1.0
     while True:
@@ -125,7 +137,7 @@ def composite_schedule(p: int, lower: float, tol: float) -> Schedule:
         if best is not None:
             return best
         before = high / low
-        rows.append(minimax(p, low**p, upper=high**p, steps=1).coefficients[0])
+        rows.append(minimax(p, low**p, upper=high**p, steps=1, cushion=cushion).coefficients[0])
         low, high = _schedule(tuple(rows), p, lower, "").intervals[-1]
         if high / low >= before * (1 - 1e-15):
             raise ValueError(f"inverse_root: tol={tol:g} cannot be reached in float64 from a spectrum over {lower:g}")
@@ -224,13 +236,15 @@ def _plan(shape, dtype, device_type, threads, p, ridge, absolute, tol, method, p
     )
     resident = backend == "triton" and n <= RESIDENT_ROWS
     products = count_products(p, schedule)
+    mirrored = precision != "tf32"
     if backend == "native":
         flops = 2 * n * symmetric_work(n) * products * batch
     else:
-        fraction = symmetric_fraction(n, device_type) if backend == "torch" else 0.5
+        fraction = 0.5
+        if backend == "torch":  # in float64 by `verbs.WholeVerbs`
+            fraction = 1.0 if precision == "float64" else symmetric_fraction(n, device_type)
         fraction = tape.symmetric_fraction(n) if resident else fraction
         flops = round(2 * n**3 * products * fraction * batch)
-    mirrored = precision != "tf32"
     numbers = (products, max(group, 1), flops)
     return RootPlan(method, p, schedule, precision, working, wide, mirrored, *numbers, backend, why, resident)
 
@@ -276,22 +290,22 @@ def _choose_method(n, device_type, threads, p, ridge, absolute, tol, precision, 
     if device_type != "cpu":
         return "composite", f"{products} products"
     wide = precision == "float32" and UNIT["float32"] / (p * lower_end(ridge)) > tol
-    cost = composite_in_products(n, products, wide, backend)
+    cost = composite_in_products(n, products, wide, backend, whole=precision == "float64")
     other = eigh_in_products(n, threads, backend)
     chosen = "composite" if cost <= other else "eigh"
     return chosen, f"composite costs as much as {cost:.3g} products, eigh as {other:.3g}"
 
 
-def composite_in_products(n: int, products: int, wide: bool, backend: str) -> float:
+def composite_in_products(n: int, products: int, wide: bool, backend: str, whole: bool = False) -> float:
     """`products` and what is not products, in products of this size.
 
     native: 13 with 8 rows and a few passes, measured 20, 13, 7, 4, 2.6, 1.8 and 1.4 for n = 16, 32, ... 1024.
-    torch: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.
+    torch: 1.6 times all products at n = 64, 1.3 at 128, 1.04 at 1024.  whole: by `verbs.WholeVerbs`.
     """
     products += WIDE_PRODUCTS[backend] * wide
     if backend == "native":
         return products + 1 + 400 / max(n, 1)
-    return products * symmetric_fraction(n, "cpu") * (1 + 40 / max(n, 1))
+    return products * (1.0 if whole else symmetric_fraction(n, "cpu")) * (1 + 40 / max(n, 1))
 
 
 def eigh_in_products(n: int, threads: int, backend: str) -> float:

@@ -3,6 +3,11 @@
 The algorithm is the same code that runs over any other verbs: it is handed a `Matrix`, which stands for a matrix of the
 batch and notes what is done with it.  The notes become a chain of steps for `steepest.kernels.chain`, with intermediate
 matrices in as few buffers as their lives need.
+
+`steepest.matrix.native.Recorder` does the same for the C library's programs, and the two stay apart: this one's steps
+are sums of two addends, with multiples put off until they are needed, of one dtype, and padded; that one's operations
+have kinds, transposed operands, two dtypes, norms and several results, and take results' memory for scratch.  What both
+have, numbering matrices and using their places again, is ten lines in each.
 """
 
 from __future__ import annotations

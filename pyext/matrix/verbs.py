@@ -110,9 +110,11 @@ class TorchVerbs(TensorVerbs):
     for bit as it would alone if matrices follow each other at multiples of 64 bytes (MKL rounds by alignment).
     """
 
+    panels = True  # large symmetric results are computed up to the diagonal and mirrored
+
     def gram(self, x: Tensor) -> Tensor:
         """X Xᵀ, 2n²m FLOPs times `symmetric_fraction`."""
-        return _symmetric(x, x.mT, alpha=1.0, beta=0.0, c=None)
+        return _symmetric(x, x.mT, alpha=1.0, beta=0.0, c=None, panels=self.panels)
 
     def symmetric_product(
         self,
@@ -127,7 +129,7 @@ class TorchVerbs(TensorVerbs):
         """alpha·A B + beta·C + diagonal·I, 2n³ FLOPs times `symmetric_fraction`."""
         if c is None and beta != 0:
             raise ValueError(f"symmetric_product: beta is {beta}, but c is None")
-        out = _symmetric(a, b, alpha=alpha, beta=beta, c=c)
+        out = _symmetric(a, b, alpha=alpha, beta=beta, c=c, panels=self.panels)
         if diagonal != 0:
             out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         return out
@@ -144,6 +146,16 @@ class TorchVerbs(TensorVerbs):
         transposed = x.mT.is_contiguous() and not x.is_contiguous()
         product = torch.matmul(x.mT, q).mT if transposed else torch.matmul(q, x)
         return product.add_(x, alpha=shift) if shift else product
+
+
+class WholeVerbs(TorchVerbs):
+    """TorchVerbs that mirror nothing, for roots in float64, which alone go down to a ridge of 1e-14.
+
+    Panels leave the blocks on the diagonal as asymmetric as rounding makes them, beside mirrored ones, and steep
+    polynomials enlarge the contradiction: |X^4 S - I| of 512 rows at ridge 1e-12 was 2e5 with panels and is 2e-2.
+    """
+
+    panels = False
 
 
 def rounded_once(q: Tensor, x: Tensor, alpha: float, shift: float) -> Tensor:
@@ -173,14 +185,14 @@ def symmetric_fraction(n: int, device_type: str) -> float:
     return sum((end - start) * end for start, end in zip([0, *ends], ends)) / n**2 if n else 1.0
 
 
-def _symmetric(a: Tensor, b: Tensor, *, alpha: float, beta: float, c: Tensor | None) -> Tensor:
+def _symmetric(a: Tensor, b: Tensor, *, alpha: float, beta: float, c: Tensor | None, panels: bool) -> Tensor:
     """alpha·A B + beta·C, known to be symmetric, for a (..., n, k) and b (..., k, n)."""
     n = a.shape[-2]
     out = a.new_empty(*a.shape[:-1], n)
     flat_a, flat_b, flat = _flat(a), _flat(b), _flat(out)
     flat_c = flat if c is None else _flat(c)  # beta = 0 leaves it unread
     # Every product is a batched one, also of a single matrix: MKL's gemm and batched gemm round differently.
-    ends = panel_ends(n, a.device.type)
+    ends = panel_ends(n, a.device.type) if panels else [n]
     for start, end in zip([0, *ends], ends):
         panel = flat[:, start:end, :end]
         torch.baddbmm(

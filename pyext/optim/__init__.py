@@ -3,6 +3,7 @@
 from steepest.optim.adagrad import Adagrad
 from steepest.optim.adam import Adam
 from steepest.optim.adamw import AdamW
+from steepest.optim.convert import from_apex, from_bitsandbytes
 from steepest.optim.freeze import frozen_batchnorm
 from steepest.optim.lion import Lion
 from steepest.optim.muon import Muon
@@ -31,5 +32,7 @@ __all__ = [
     "NormedDescent",
     "RMSprop",
     "Shampoo",
+    "from_apex",
+    "from_bitsandbytes",
     "frozen_batchnorm",
 ]

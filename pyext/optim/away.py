@@ -104,7 +104,7 @@ class Away:
             self.come_home()
             return None
         kept = self.kept
-        if kept is not None and kept.params is self.params and self.base.steps_all(kept.params):
+        if kept is not None and kept.params is self.params and self.base.steps_all(kept.params) and kept.ready():
             return kept.sources
         stepped, others = {}, []
         for p, home in zip(self.params, self.homes):

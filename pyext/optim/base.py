@@ -132,17 +132,10 @@ class FusedOptimizer(torch.optim.Optimizer):
             table.run(hyper, NO_SCALARS if all(scalar is None for scalar in scalars) else scalars, sources)
 
     def steps_all(self, params: list[Tensor]) -> bool:
-        """Whether the coming step will be one kernel call for these parameters, all of which have been stepped before.
-
-        As far as the last step's table says; a gradient that has gone or come since turns up in the step itself.
-        """
+        """Whether the coming step will be one kernel call for these parameters, all of which have been stepped before,
+        if all have gradients now; one that has come since the last step turns up in the step itself."""
         cached = self._tables.get(self.kind.name)
-        return (
-            cached is not None
-            and len(cached.tables) == 1
-            and lib.same_objects(cached.tables[0].params, params)
-            and not any(grad is None for grad in lib.gradients(params))
-        )
+        return cached is not None and len(cached.tables) == 1 and lib.same_objects(cached.tables[0].params, params)
 
     def _clip(self, found_tables: TableSet, grad_scale: Tensor | None) -> Tensor | None:
         tables, reaches = found_tables.tables, found_tables.reaches

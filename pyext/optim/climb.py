@@ -11,6 +11,7 @@ from torch import Tensor
 
 from steepest import check, rules, sam_ops
 from steepest._native import lib, num_threads, reader
+from steepest.distributed.shards import reach_of, reaches_of
 from steepest.engine import Call
 
 
@@ -33,6 +34,7 @@ class KeptClimb:
         self.idle = [p for (_, p), grad in zip(numbered, grads) if grad is None]
         self.index = [number for (number, _), grad in zip(numbered, grads) if grad is not None]
         check.leaves(op, self.params)
+        self.reaches = reaches_of(p for params in self.groups for p in params)
         self.homes = [backup(p) for p in self.params]
         counter = torch.zeros(())  # StateRows watches one
         entries = [{"step": counter, "backup": home} for home in self.homes]
@@ -42,9 +44,9 @@ class KeptClimb:
 
     @staticmethod
     def possible(groups: list[dict]) -> bool:
-        return any(group["params"] for group in groups) and all(
-            p.dtype == torch.float32 for group in groups for p in group["params"]
-        )
+        every = [p for group in groups for p in group["params"]]
+        # Rows are surveyed together, which shards and whole tensors cannot be.
+        return bool(every) and all(p.dtype == torch.float32 for p in every) and len(set(map(reach_of, every))) == 1
 
     def fits(self, groups: list[dict]) -> bool:
         """The same parameters, none with a gradient that had none."""
@@ -60,6 +62,10 @@ class KeptClimb:
             return False
         self.open = []  # nobody else has the backups
         return True
+
+    def ready(self) -> bool:
+        """Whether every one of the parameters has a gradient."""
+        return lib.have_gradients(reader, self.rows)
 
     def part(self, weigh: sam_ops.Weighing) -> RowsPart:
         return RowsPart(self, weigh)
@@ -77,6 +83,7 @@ class RowsPart:
 
     def __init__(self, climb: KeptClimb, weigh: sam_ops.Weighing):
         self.climb, self.weigh = climb, weigh
+        self.reach = climb.reaches[0] if climb.reaches else None
 
     def read(self, q: float, scale: float) -> tuple[float, float, bool]:
         if not self.weigh.alpha:
@@ -88,4 +95,5 @@ class RowsPart:
 
     def weighed(self) -> list[Tensor]:
         grads = lib.gradients(self.climb.params)
-        return sam_ops.Bucket(grads, self.climb.params if self.weigh.alpha else None, self.weigh).weighed()
+        weights = self.climb.params if self.weigh.alpha else None
+        return sam_ops.Bucket(grads, weights, self.weigh, self.reach).weighed()

@@ -71,7 +71,9 @@ class Muon(FusedOptimizer):
     Raises:
         ValueError, TypeError: wrong options, non-leaf parameters, sparse gradients; before any change.
 
-    Cost per matrix: the products of `steepest.polar`; 24 bytes per float32 element besides.
+    Cost per matrix: the products of `steepest.polar`; 24 bytes per float32 element besides.  Extra memory during a step
+    on the CPU: one copy of the gradients (Nesterov's updates), input and result of one batch of at most 2^24 elements,
+    and the scratch of `steepest.polar`.
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 

@@ -38,8 +38,8 @@ class SAM(TwoPass):
             and in `descent()` (elsewhere: `steepest.optim.frozen_batchnorm`).
         per_rank: for a DistributedDataParallel model, must be given: True: each rank climbs the gradient of its own
             batch (no communication in the first pass); False: all climb the averaged gradient.
-        reduce_norm: for sharded parameters: reduce_norm(norm, q) returns the norm over all ranks of the 0-dim float64
-            norm of order q of this rank's shards.
+        reduce_norm: where shards are plain tensors: reduce_norm(norm, q) returns the norm over all ranks of the 0-dim
+            float64 norm of order q of this rank's shards. DTensors need none: their norm is that of all shards.
         skip_nonfinite: look for inf and NaN in both passes without a GradScaler too, and skip the base step.
 
     Raises TypeError and ValueError for wrong arguments, RuntimeError for passes in the wrong order.

@@ -16,6 +16,7 @@ from steepest.optim.shampoo_blocks import DIAGONAL, NONE, merged_shape, order_of
 from steepest.optim.shampoo_step import ShampooStep
 from steepest.optim.split import Assignment, assign
 
+STATISTICS = ("shampoo", "kl")
 GRAFTINGS = ("none", "sgd", "adagrad", "rmsprop", "adam")
 ADAMW_DEFAULTS = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False)
 FALLBACKS = {"one-sided": NONE, "diagonal": DIAGONAL}
@@ -32,6 +33,14 @@ class Shampoo(FusedOptimizer):
         P   = P |graft| / |P|                              graft: the step of `grafting` from M / (1 - b1^t)
         B   = momentum B + P;  P = P + momentum B if nesterov else B
         W   = W (1 - lr weight_decay) - lr P
+
+    With statistic="kl" (Lin et al. 2025, arXiv 2509.03378) the sides explain the gradient's covariance as a Kronecker
+    product S_1 x ... x S_k: each statistic sees G whitened by the other sides' roots, and p is 2::
+
+        S_i = b2 S_i + (1 - b2) H_(i) H_(i)^T / prod_(j != i) d_j,    H = G multiplied along all j != i by S_j^(-1/2)
+
+    These are the roots of the last refresh; before the first one S_j counts as r^(2/k) I, r the root mean square of G.
+    S_i starts as (1 - b2) r^(2/k) I, one gradient of that size without direction, and is divided by 1 - b2^(t + 1).
 
     lambda_i bounds the largest eigenvalue of its statistic within 2 (see `steepest.inverse_root`); the ridge is never
     written into a statistic.  Blocks of one shape are stacked and stepped together.
@@ -51,6 +60,9 @@ class Shampoo(FusedOptimizer):
         grafting: "none", "sgd", "adagrad", "rmsprop" or "adam", with grafting_beta and grafting_eps.
         momentum, nesterov: of the grafted step.
         exponent: p for all sides instead of 2 k: 1, 2, 3, 4, 6 or 8.
+        statistic: "shampoo", or "kl" for KL-Shampoo's, which estimates all sides together (below).
+        packed_statistics: keep the triangle of a statistic only, which halves its memory and changes no
+            value; on a GPU the fused kernel of the statistics is not used then.
         large_dim, large_dim_fallback: a dimension larger than this is not cut, and preconditioned by nothing
             ("one-sided") or by its statistic's diagonal ("diagonal").
         adamw: options of the AdamW groups: lr, betas, eps, weight_decay.
@@ -60,6 +72,9 @@ class Shampoo(FusedOptimizer):
     With a process group, and for parameters that are DTensors (FSDP2, HSDP, tensor parallel), each block belongs to
     one rank, by cost, which alone keeps its states (see `steepest.distributed.shampoo`); checkpoints go through
     torch.distributed.checkpoint, and other numbers of ranks can load them.
+
+    With betas=(0, 0) and precondition_frequency=1 a matrix block's statistics are those of one gradient, and its step
+    is (G G^T + ridge lambda I)^(-1/2) G, by one root of its shorter side; no roots are kept then.
 
     A block whose gradient is not finite, or above 1e18 (1e150 in float64), is skipped in that step.  One whose
     statistic has no root keeps the previous one; `state[p]["refreshed.<block>"]` is the step of the last good root.
@@ -86,8 +101,8 @@ class Shampoo(FusedOptimizer):
         block_size: int = 1024, precondition_frequency: int = 10, grafting: str = "adam", weight_decay: float = 0.0,
         momentum: float = 0.0, nesterov: bool = False, *, absolute_ridge: bool = False, tol: float = 1e-3,
         grafting_beta: float = 0.999, grafting_eps: float = 1e-8, exponent: int | None = None, large_dim: int = 16384,
-        large_dim_fallback: str = "one-sided", merge_dims: bool = True, adamw: dict | None = None,
-        process_group=None,
+        large_dim_fallback: str = "one-sided", merge_dims: bool = True, statistic: str = "shampoo",
+        packed_statistics: bool = False, adamw: dict | None = None, process_group=None,
     ):  # fmt: skip
         unknown = set(adamw or ()) - set(ADAMW_DEFAULTS)
         if unknown:
@@ -97,6 +112,7 @@ class Shampoo(FusedOptimizer):
             grafting=grafting, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, tol=tol,
             absolute_ridge=absolute_ridge, grafting_beta=grafting_beta, grafting_eps=grafting_eps, exponent=exponent,
             large_dim=large_dim, large_dim_fallback=large_dim_fallback, merge_dims=merge_dims,
+            statistic=statistic, packed_statistics=packed_statistics,
         )  # fmt: skip
         # The options of an AdamW group are those of steepest.optim.AdamW, whatever these are.
         template = AdamW([torch.zeros(1, requires_grad=True)], **{**ADAMW_DEFAULTS, **(adamw or {})})
@@ -153,11 +169,16 @@ class Shampoo(FusedOptimizer):
             value = group[name]
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{where}: {name} is {value!r}, expected a positive integer")
-        for name, known in (("grafting", GRAFTINGS), ("large_dim_fallback", tuple(FALLBACKS))):
+        choices = {"grafting": GRAFTINGS, "large_dim_fallback": tuple(FALLBACKS), "statistic": STATISTICS}
+        for name, known in choices.items():
             if group[name] not in known:
                 raise ValueError(f"{where}: {name} is {group[name]!r}, expected one of {', '.join(known)}")
         if group["exponent"] is not None and group["exponent"] not in ORDERS:
             raise ValueError(f"{where}: exponent is {group['exponent']!r}, expected one of {ORDERS} or None")
+        if not isinstance(group["packed_statistics"], bool):
+            raise ValueError(f"{where}: packed_statistics is {group['packed_statistics']!r}, expected True or False")
+        if group["statistic"] == "kl" and group["betas"][1] == 1:
+            raise ValueError(f"{where}: statistic='kl' is an average, expected betas[1] below 1")
         if group["nesterov"] and not group["momentum"]:
             raise ValueError(f"{where}: nesterov=True needs momentum, got momentum=0")
         plan(
@@ -168,7 +189,7 @@ class Shampoo(FusedOptimizer):
                 raise TypeError(f"{where}: a parameter has dtype {p.dtype}, expected a floating dtype")
             merged = merged_shape(p.shape, group["block_size"], group["merge_dims"])
             kinds = side_kinds(merged, group["large_dim"], FALLBACKS[group["large_dim_fallback"]])
-            if group["exponent"] is None and order_of(kinds) > 4:
+            if group["exponent"] is None and group["statistic"] == "shampoo" and order_of(kinds) > 4:
                 raise ValueError(
                     f"{where}: a parameter of shape {tuple(p.shape)} has {order_of(kinds)} sides after merging, "
                     "expected at most 4; raise block_size, give an exponent, or reshape it"
@@ -247,6 +268,10 @@ class Shampoo(FusedOptimizer):
     def __setstate__(self, state: dict) -> None:
         self._steps, self.process_group = {}, None
         super().__setstate__(state)
+        for group in self.param_groups:  # a checkpoint from before these options
+            if group["algorithm"] == "shampoo":
+                group.setdefault("statistic", "shampoo")
+                group.setdefault("packed_statistics", False)
 
 
 def _place(name: str | None, p: Tensor, algorithm: str | None) -> Assignment:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -67,12 +68,14 @@ class Bucket:
     """Blocks of one shape, of one group and dtype, and their stacks.
 
     stacks: name -> tensor (blocks, ...): "statistic.i" and "root.i" per dimension i, "refreshed" (the step of the last
-    good root, 0 for none), "exp_avg", "graft_sq", "momentum_buffer" as the group's options need them.
+    good root, 0 for none), "exp_avg", "graft_sq", "momentum_buffer" as the group's options need them.  packed: a
+    statistic of n rows is kept as the n (n + 1) / 2 numbers of its lower triangle, row by row.
     """
 
     blocks: list[Block]
     kinds: tuple[str, ...]
     stacks: dict[str, Tensor] = field(default_factory=dict)
+    packed: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,17 +90,38 @@ class Bucket:
         """Of refreshing one block, up to a factor."""
         return sum(n**3 if kind == FULL else n for n, kind in zip(self.shape, self.kinds) if kind != NONE)
 
-    def allocate(self, names: tuple[str, ...], dtype: torch.dtype) -> None:
+    def allocate(self, names: tuple[str, ...], dtype: torch.dtype, packed: bool = False) -> None:
         device, count = self.blocks[0].param.device, len(self.blocks)
-        self.stacks["refreshed"] = torch.zeros(count, device=device)
+        self.packed = packed
+        for name, shape in self.state_shapes(names).items():
+            kept = torch.float32 if name == "refreshed" else dtype
+            self.stacks[name] = torch.zeros((count, *shape), dtype=kept, device=device)
+            if name.startswith("root."):
+                (self.stacks[name].diagonal(0, 1, 2) if len(shape) == 2 else self.stacks[name]).fill_(1)
+
+    def state_shapes(self, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+        """What is kept for one block; names: of the stacks of its own shape."""
+        found: dict[str, tuple[int, ...]] = {"refreshed": ()}
         for i in self.sides:
             n = self.shape[i]
-            shape = (count, n, n) if self.kinds[i] == FULL else (count, n)
-            self.stacks[f"statistic.{i}"] = torch.zeros(shape, dtype=dtype, device=device)
-            root = torch.eye(n, dtype=dtype, device=device) if self.kinds[i] == FULL else torch.ones(n, device=device)
-            self.stacks[f"root.{i}"] = root.to(dtype).expand(shape).clone()
-        for name in names:
-            self.stacks[name] = torch.zeros((count, *self.shape), dtype=dtype, device=device)
+            found[f"statistic.{i}"] = found[f"root.{i}"] = (n, n) if self.kinds[i] == FULL else (n,)
+            if self.packed and self.kinds[i] == FULL:
+                found[f"statistic.{i}"] = (n * (n + 1) // 2,)
+        return found | dict.fromkeys(names, self.shape)
+
+    def stored(self, i: int, matrices: Tensor) -> Tensor:
+        """Matrices of side i (blocks, n, n), or diagonals, in the form in which statistics are kept."""
+        if not self.packed or self.kinds[i] != FULL:
+            return matrices
+        rows, columns = _triangle(self.shape[i], matrices.device)
+        return matrices[:, rows, columns]
+
+    def statistic(self, i: int, index) -> Tensor:
+        """The statistics of side i of the blocks `index`, (blocks, n, n) or diagonals (blocks, n)."""
+        kept = self.stacks[f"statistic.{i}"][index]
+        if not self.packed or self.kinds[i] != FULL:
+            return kept
+        return unpacked(kept, self.shape[i])
 
     def gather(self) -> Tensor:
         """The gradients' blocks, stacked, in the dtype of the stacks; zeros for parameters without a gradient."""
@@ -136,6 +160,21 @@ class Bucket:
             for i, (block, step) in enumerate(zip(self.blocks, counts))
             if (step - 1) % frequency == block.slot or (first_all and step == 1)
         ]
+
+
+@lru_cache(maxsize=64)
+def _triangle(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the lower triangle, row by row."""
+    rows, columns = torch.tril_indices(n, n, device=device).unbind()
+    return rows, columns
+
+
+def unpacked(kept: Tensor, n: int) -> Tensor:
+    """Symmetric matrices (blocks, n, n) from their lower triangles (blocks, n (n + 1) / 2)."""
+    rows, columns = _triangle(n, kept.device)
+    whole = kept.new_empty(len(kept), n, n)
+    whole[:, rows, columns] = whole[:, columns, rows] = kept
+    return whole
 
 
 def make_buckets(params: list[Tensor], group: dict) -> list[Bucket]:

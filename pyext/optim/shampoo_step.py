@@ -12,11 +12,12 @@ from steepest.optim import shampoo_fused
 from steepest.optim.shampoo_blocks import DIAGONAL, FULL, Bucket, make_buckets, order_of
 
 STRUCTURE = ("block_size", "precondition_frequency", "large_dim", "large_dim_fallback", "merge_dims")
+STRUCTURE += ("packed_statistics",)
 # Gradients above these are taken as not finite: sums of their squares would overflow.
 LARGEST = {torch.float32: 1e18, torch.float64: 1e150}
 
 
-def _names(group: dict) -> tuple[str, ...]:
+def state_names(group: dict) -> tuple[str, ...]:
     """Stacks of the blocks' own shape that these options need."""
     needed = {
         "exp_avg": group["betas"][0] > 0,
@@ -39,7 +40,8 @@ class ShampooStep:
         self.place = {p: i for i, p in enumerate(self.params)}
         self.buckets = self.make_buckets({**group, "large_dim_fallback": fallback})
         for bucket in self.buckets:
-            bucket.allocate(_names(group), torch.promote_types(bucket.blocks[0].param.dtype, torch.float32))
+            dtype = torch.promote_types(bucket.blocks[0].param.dtype, torch.float32)
+            bucket.allocate(state_names(group), dtype, group["packed_statistics"])
         self._adopt()
         self.entries = [state[p] for p in self.params]
 
@@ -55,7 +57,7 @@ class ShampooStep:
 
     def _key(self, group: dict) -> tuple:
         dtypes = [(p.dtype, p.device, p.shape) for p in self.params]
-        return (*(group[name] for name in STRUCTURE), _names(group), *dtypes)
+        return (*(group[name] for name in STRUCTURE), state_names(group), *dtypes)
 
     def _adopt(self) -> None:
         """Copies states that exist already (a checkpoint's) into the stacks, and makes all states views of them."""
@@ -108,11 +110,14 @@ class ShampooStep:
         g = _chosen(ok, g, 0.0)
         step = torch.tensor(counts, dtype=torch.float64).clamp_(min=1)
         on = ok.to(dtype)
-        _update_statistics(bucket, g, group["betas"][1], on)
+        _update_statistics(bucket, g, group["betas"][1], on, group["statistic"])
         m = _filtered(bucket, g, group["betas"][0], step, on)
         graft = _graft(bucket, g, m, group, step, on)
-        self._refresh(bucket, group, counts, step, with_grad)
-        direction = _preconditioned(bucket, m, graft, group)
+        if _is_one_gradient(bucket, group):
+            direction = _as_long(*_polar(bucket, m, group), m, graft, group)
+        else:
+            self._refresh(bucket, group, counts, step, with_grad)
+            direction = _preconditioned(bucket, m, graft, group)
         direction = _chosen(ok, direction, 0.0)
         if group["momentum"]:
             buffer = bucket.stacks["momentum_buffer"]
@@ -131,12 +136,13 @@ class ShampooStep:
         stacks = bucket.stacks
         whole = len(due) == len(counts)
         index = slice(None) if whole else torch.tensor(due, device=stacks["refreshed"].device)
-        p = group["exponent"] or 2 * order_of(bucket.kinds)
+        p = group["exponent"] or (2 if group["statistic"] == "kl" else 2 * order_of(bucket.kinds))
         beta2 = group["betas"][1]
-        correction = (1 - beta2**step if beta2 < 1 else torch.ones_like(step))[due]
+        seen = step + (group["statistic"] == "kl")  # gradients, and what KL-Shampoo starts from
+        correction = (1 - beta2**seen if beta2 < 1 else torch.ones_like(step))[due]
         good = None
         for i in bucket.sides:
-            statistic, root = stacks[f"statistic.{i}"][index], stacks[f"root.{i}"]
+            statistic, root = bucket.statistic(i, index), stacks[f"root.{i}"]
             corrected = statistic / _per_block(correction.to(statistic), statistic)
             options = {"ridge": group["ridge"], "absolute": group["absolute_ridge"]}
             previous = root[index]
@@ -165,25 +171,75 @@ def _chosen(yes: Tensor, x: Tensor, other) -> Tensor:
     return torch.where(_per_block(yes, x), x, other)
 
 
-def _update_statistics(bucket: Bucket, g: Tensor, beta2: float, on: Tensor) -> None:
+def _update_statistics(bucket: Bucket, g: Tensor, beta2: float, on: Tensor, kind: str) -> None:
     """L <- b2 L + (1 - b2) G G^T along every side; blocks that are skipped have g = 0 and a weight of 0."""
-    if shampoo_fused.takes(bucket, g):
+    if kind == "shampoo" and not bucket.packed and shampoo_fused.takes(bucket, g):
         weight = on if beta2 == 1 else (1 - beta2) * on
         shampoo_fused.update_statistics(bucket, g, torch.ones_like(on) if beta2 == 1 else 1 - weight, weight)
         return
     verbs = _verbs(g)
-    both = verbs.run(_both_grams, (g,)) if _is_matrix(bucket) else None
+    both = verbs.run(_both_grams, (g,)) if _is_matrix(bucket) and kind == "shampoo" else None
+    if kind == "kl":
+        _begin(bucket, g, 1 - beta2)
     for i in bucket.sides:
         if both is not None:
             new = both[i]
         else:
-            unfolded = g.movedim(1 + i, 1).reshape(len(g), g.shape[1 + i], -1)
+            seen = _whitened(bucket, g, i) if kind == "kl" else g
+            unfolded = seen.movedim(1 + i, 1).reshape(len(g), g.shape[1 + i], -1)
             new = verbs.gram(unfolded) if bucket.kinds[i] == FULL else unfolded.square().sum(-1)
+        new = bucket.stored(i, new)
         statistic = bucket.stacks[f"statistic.{i}"]
         if beta2 == 1:
             statistic.add_(new)
         else:
             statistic.lerp_(new, _per_block((1 - beta2) * on, new))
+
+
+def _begin(bucket: Bucket, g: Tensor, weight: float) -> None:
+    """Statistics that are still zero become weight r^(2/k) I: what one more gradient would have added that has the size
+    of G and no direction.  Without it directions that no gradient had yet would be enlarged by ridge^(-1/2)."""
+    if not g.is_cuda and bool((bucket.stacks["refreshed"] > 0).all()):
+        return
+    size = weight * _rms(g) ** (2 / len(bucket.sides))
+    for i in bucket.sides:
+        statistic = bucket.stacks[f"statistic.{i}"]
+        start = size[:, None].expand(-1, g.shape[1 + i])
+        start = start.diag_embed() if bucket.kinds[i] == FULL else start
+        empty = statistic.flatten(1).abs().amax(1) == 0
+        statistic.copy_(torch.where(_per_block(empty, statistic), bucket.stored(i, start), statistic))
+
+
+def _rms(g: Tensor) -> Tensor:
+    """Root mean square of each block."""
+    return torch.linalg.vector_norm(g.flatten(1), dim=1) / max(g[0].numel(), 1) ** 0.5
+
+
+def _whitened(bucket: Bucket, g: Tensor, i: int) -> Tensor:
+    """G / sqrt(d), d the product of the other extents, multiplied by S_j^(-1/2) along every other side j.
+
+    Those are the roots of the last refresh.  Until the first one S_j counts as r^(2/k) I, r the root mean square of G
+    and k the number of sides, so that the scale of G is shared out evenly from the start.
+    """
+    others = [j for j in bucket.sides if j != i]
+    rms = _rms(g)
+    first = rms.where(rms > 0, 1) ** (-len(others) / len(bucket.sides))
+    ready = bucket.stacks["refreshed"] > 0
+    factor = torch.where(ready, 1.0, first) / (g[0].numel() / g.shape[1 + i]) ** 0.5
+    g = g * _per_block(factor, g)
+    for j in others:
+        g = _multiplied(bucket, g, j)
+    return g
+
+
+def _multiplied(bucket: Bucket, x: Tensor, i: int) -> Tensor:
+    """X multiplied along dimension i by the root of that side."""
+    root, moved = bucket.stacks[f"root.{i}"], x.movedim(1 + i, 1)
+    if bucket.kinds[i] == DIAGONAL:
+        return x * root.view(len(x), *(root.shape[1] if k == i else 1 for k in range(x.dim() - 1)))
+    if x.dim() == 3 and i == 1:
+        return torch.bmm(x, root)  # the root is symmetric
+    return _verbs(x).long_product(root, moved.reshape(*moved.shape[:2], -1)).view(moved.shape).movedim(1, 1 + i)
 
 
 def _is_matrix(bucket: Bucket) -> bool:
@@ -235,33 +291,46 @@ def _graft(bucket: Bucket, g: Tensor, m: Tensor, group: dict, step: Tensor, on: 
 
 def _preconditioned(bucket: Bucket, m: Tensor, graft: Tensor, group: dict) -> Tensor:
     """M multiplied by its roots, as long as the graft; the graft itself where there is no root yet."""
-    direction, verbs, norm = m, _verbs(m), None
+    direction, norm = m, None
     sides = bucket.sides
     if shampoo_fused.takes(bucket, m):
         direction, norm = shampoo_fused.precondition(bucket, m)
         sides = []
     elif _is_matrix(bucket):
-        direction = verbs.run(_both_sides, (bucket.stacks["root.0"], m, bucket.stacks["root.1"]))
+        direction = _verbs(m).run(_both_sides, (bucket.stacks["root.0"], m, bucket.stacks["root.1"]))
         sides = []
     for i in sides:
-        root = bucket.stacks[f"root.{i}"]
-        moved = direction.movedim(1 + i, 1)
-        if bucket.kinds[i] == DIAGONAL:
-            changed = moved * root.view(*root.shape, *(1,) * (moved.dim() - 2))
-        elif m.dim() == 3 and i == 1:
-            direction = torch.bmm(direction, root)  # the root is symmetric
-            continue
-        else:
-            changed = verbs.long_product(root, moved.reshape(*moved.shape[:2], -1)).view(moved.shape)
-        direction = changed.movedim(1, 1 + i)
+        direction = _multiplied(bucket, direction, i)
+    return _as_long(direction, bucket.stacks["refreshed"] > 0, m, graft, group, norm)
+
+
+def _as_long(direction: Tensor, ready: Tensor, m: Tensor, graft: Tensor, group: dict, norm: Tensor | None = None):
+    """The direction as long as the graft; the graft itself where it is not ready, since there is no root."""
     if group["grafting"] == "none":
         return direction
     tiny = torch.finfo(m.dtype).tiny
     ratio = torch.linalg.vector_norm(graft.flatten(1), dim=1)
     norm = torch.linalg.vector_norm(direction.flatten(1), dim=1) if norm is None else norm
-    ratio = ratio / norm.clamp(min=tiny)
-    ready = bucket.stacks["refreshed"] > 0
-    return _chosen(ready, direction * _per_block(ratio, m), graft)
+    return _chosen(ready, direction * _per_block(ratio / norm.clamp(min=tiny), m), graft)
+
+
+def _is_one_gradient(bucket: Bucket, group: dict) -> bool:
+    """Whether the statistics are M M^T and M^T M in every step, and are taken up in every step."""
+    plain = group["statistic"] == "shampoo" and group["exponent"] is None and group["precondition_frequency"] == 1
+    return plain and tuple(group["betas"]) == (0.0, 0.0) and _is_matrix(bucket)
+
+
+def _polar(bucket: Bucket, m: Tensor, group: dict) -> tuple[Tensor, Tensor]:
+    """((M M^T + ridge lambda I)^(-1/2) M, where it is ok).
+
+    That is what (M M^T)^(-1/4) M (M^T M)^(-1/4) with the ridge in both comes to, M's polar factor for ridge 0: one root
+    of the shorter side instead of two.
+    """
+    i = int(m.shape[1] > m.shape[2])
+    options = {"ridge": group["ridge"], "absolute": group["absolute_ridge"], "tol": group["tol"]}
+    root, status = inverse_root(bucket.statistic(i, slice(None)), 2, return_status=True, **options)
+    product = torch.bmm(m, root) if i else _verbs(m).long_product(root, m)
+    return _chosen(status.ok, product, m), status.ok
 
 
 def _diagonal_root(d: Tensor, p: int, previous: Tensor, *, ridge: float, absolute: bool) -> tuple[Tensor, Tensor]:

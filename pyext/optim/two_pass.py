@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest import _native, check, norms, sam_ops
+from steepest.distributed.shards import reaches_of
 from steepest.optim.away import Away
 from steepest.optim.freeze import frozen_batchnorm
 from steepest.sam_ops import Weighing
@@ -148,7 +149,8 @@ class TwoPass(torch.optim.Optimizer):
         kept = self._away.kept_climb(op, self.param_groups) if usual else None
         if kept is not None:
             part = kept.part(weighing[0])
-            self.steepness = sam_ops.measure_parts([part], self.q, kept.params[0].device, self.reduce_norm)
+            device = kept.params[0].device
+            self.steepness = sam_ops.measure_parts([part], self.q, device, self.reduce_norm, kept.reaches)
             kept.run(op, hyper, self.q, self.steepness, maximize=self.down)
             self._away.params, self._away.homes = kept.params, kept.homes
         else:
@@ -166,7 +168,9 @@ class TwoPass(torch.optim.Optimizer):
         groups, params, vectors = ([row[k] for row in rows] for k in range(3))
         kinds, homes = self._away.homes_of([(self.param_groups[i], p) for i, p, _ in rows])
         weights = [home if kind == "masters" else p for kind, p, home in zip(kinds, params, homes)]
-        self.steepness = sam_ops.measure(vectors, weights, [weighing[i] for i in groups], self.q, self.reduce_norm)
+        reaches = reaches_of(p for group in self.param_groups for p in group["params"])
+        weighed = [weighing[i] for i in groups]
+        self.steepness = sam_ops.measure(vectors, weights, weighed, self.q, self.reduce_norm, reaches)
         self._away.climb(
             op, params, vectors, kinds, homes, hyper, groups, self.q, self.steepness, maximize=self.down
         )  # fmt: skip

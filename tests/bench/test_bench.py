@@ -10,7 +10,6 @@ from pathlib import Path
 
 import clock
 import compare
-import inventories
 import plot
 import problems
 import pytest
@@ -19,6 +18,7 @@ import table
 import torch
 
 import steepest
+from steepest.planning import inventories
 from steepest.schedules import Schedule, named
 
 ROOT = Path(__file__).parents[2]

@@ -376,6 +376,9 @@ def test_wrong_arguments():
         with pytest.raises((ValueError, TypeError), match=message):
             steepest.perturb_(*arguments)
         assert torch.equal(w, torch.zeros(3))
+    with pytest.raises(ValueError, match="perturb_: rho is -1"):
+        steepest.perturb_([w], [g], [torch.zeros(3)], rho=-1)
+    assert torch.equal(w, torch.zeros(3))
 
 
 def test_sharded_norms_are_those_of_the_whole():

@@ -59,7 +59,7 @@ def follow(shape, steps=20, due=None, *, seed=0, **options):
     optimizer = steepest.optim.Shampoo(
         [{"params": [p], "algorithm": "shampoo"}], lr=0.01, ridge=1e-4, absolute_ridge=True, merge_dims=False, **options
     )
-    optimizer_only = ("precondition_frequency", "large_dim", "large_dim_fallback")
+    optimizer_only = ("precondition_frequency", "large_dim", "large_dim_fallback", "packed_statistics")
     options = {key: value for key, value in options.items() if key not in optimizer_only}
     if due is not None:
         options["due"] = due
@@ -104,6 +104,129 @@ def test_roots_refreshed_in_turn(grafting):
 
     options = {"block_size": 3, "precondition_frequency": 3, "grafting": grafting}
     assert_same_path(*follow((6, 9), due=due, **options))
+
+
+@pytest.mark.parametrize("grafting", ["none", "adam"])
+@pytest.mark.parametrize("shape, block_size", [((6, 9), 1024), ((9, 6), 1024), ((6, 9), 4), ((5, 5), 8)])
+def test_without_a_memory_one_root_of_the_shorter_side_gives_the_published_step(
+    monkeypatch, shape, block_size, grafting
+):
+    from steepest.optim import shampoo_step
+
+    calls, real = [], shampoo_step.inverse_root
+    monkeypatch.setattr(
+        shampoo_step, "inverse_root", lambda a, p, **options: calls.append((p, a.shape[-1])) or real(a, p, **options)
+    )
+    options = {"block_size": block_size, "grafting": grafting, "betas": (0.0, 0.0)}
+    assert_same_path(*follow(shape, precondition_frequency=1, **options))
+    assert {p for p, _ in calls} == {2} and max(n for _, n in calls) <= min(shape)
+    calls.clear()
+    assert_same_path(*follow(shape, precondition_frequency=1, exponent=4, **options))
+    assert {p for p, _ in calls} == {4}
+
+
+def test_without_a_memory_and_with_a_small_ridge_the_step_is_the_polar_factor():
+    g = torch.randn(12, 20)
+    p = torch.zeros(12, 20, requires_grad=True)
+    p.grad = g
+    steepest.optim.Shampoo([p], lr=1.0, betas=(0.0, 0.0), precondition_frequency=1, grafting="none").step()
+    exact = steepest.reference.polar_svd(g.double())
+    # The root's tol and rounding, and the ridge: 1e-6 / 2 of lambda over the smallest s^2.
+    small = torch.linalg.svdvals(g.double())
+    assert (p.detach() + exact).norm() <= (1e-3 + 1e-6 * (small.max() / small.min()) ** 2) * exact.norm()
+
+
+@pytest.mark.parametrize("grafting", ["none", "adam"])
+@pytest.mark.parametrize("shape, block_size", [((6, 9), 1024), ((6, 9), 4), ((7,), 3), ((3, 4, 5), 8)])
+def test_the_kl_statistic_is_its_rule(shape, block_size, grafting):
+    options = {"block_size": block_size, "grafting": grafting, "statistic": "kl"}
+    assert_same_path(*follow(shape, precondition_frequency=1, **options))
+
+
+def test_the_kl_statistic_with_roots_refreshed_in_turn():
+    """6 blocks of 3 x 3 over 3 slots: blocks without a root are whitened by their size alone."""
+
+    def due(step, block):
+        return (step - 1) % 3 == block % 3
+
+    options = {"block_size": 3, "precondition_frequency": 3, "statistic": "kl", "betas": (0.9, 0.9)}
+    assert_same_path(*follow((6, 9), due=due, **options))
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_the_kl_statistics_find_a_covariance_that_is_a_kronecker_product(size):
+    """G = A^(1/2) N B^(1/2), N normal: S_1 x S_2 comes to A x B, whose size and shape both are right.
+
+    An average over some 1 / (1 - b2) = 200 gradients of 20 elements deviates by (200 x 4)^(-1/2) in each of its 5 or 4
+    rows: by 5 % or so.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.diag(torch.logspace(0, -1, n, dtype=F64)) for n in (5, 4))
+    p = torch.zeros(5, 4, dtype=F64, requires_grad=True)
+    optimizer = steepest.optim.Shampoo(
+        [p], lr=0.0, betas=(0.0, 0.995), ridge=1e-9, precondition_frequency=5, statistic="kl"
+    )
+    for _ in range(1500):
+        p.grad = size * a.sqrt() @ torch.randn(5, 4, generator=generator, dtype=F64) @ b.sqrt()
+        optimizer.step()
+    left, right = (optimizer.state[p][f"statistic.{i}.0"] for i in (0, 1))
+    exact = size**2 * torch.kron(a, b)
+    assert (torch.kron(left, right) - exact).norm() <= 0.15 * exact.norm()
+    assert 0.2 < left.trace() / (a.trace() / b.trace() * right.trace()) < 5  # the scale of G is shared
+
+
+@pytest.mark.parametrize("options", [{}, {"statistic": "kl"}, {"betas": (0.9, 1.0), "grafting": "none"}])
+@pytest.mark.parametrize("shape, block_size", [((6, 9), 1024), ((6, 9), 4), ((3, 4, 5), 8)])
+def test_packed_statistics_are_the_published_rule_in_half_the_memory(shape, block_size, options):
+    options = {"block_size": block_size, "precondition_frequency": 1, **options}
+    assert_same_path(*follow(shape, packed_statistics=True, **options))
+    p = torch.zeros(shape, requires_grad=True)
+    states = []
+    for packed in (False, True):
+        p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        optimizer = steepest.optim.Shampoo(
+            [{"params": [p], "algorithm": "shampoo"}], merge_dims=False, packed_statistics=packed, **options
+        )
+        optimizer.step()
+        states.append({k: v for k, v in optimizer.state[p].items() if k.startswith("statistic")})
+    for key, full in states[0].items():
+        n = len(full)
+        rows, columns = torch.tril_indices(n, n)
+        assert torch.equal(states[1][key], full[rows, columns]) and states[1][key].numel() == n * (n + 1) // 2
+
+
+def test_packed_statistics_are_saved_loaded_and_monitored():
+    p = torch.randn(8, 6, requires_grad=True)
+    make = [lambda packed=packed: steepest.optim.Shampoo([p], packed_statistics=packed) for packed in (False, True)]
+    full, packed = (m() for m in make)
+    for optimizer in (full, packed):
+        p.grad = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+        optimizer.step()
+    found = [steepest.dynamics.factor_dimensions(optimizer) for optimizer in (full, packed)]
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 2
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    again = make[1]()
+    again.load_state_dict(packed.state_dict())
+    assert torch.equal(again.state[p]["statistic.0.0"], packed.state[p]["statistic.0.0"])
+    before = p.detach().clone()
+    again.param_groups[0]["packed_statistics"] = False
+    with pytest.raises(
+        ValueError, match=r"state statistic\.0\.0 .* it was saved with another block_size or other options"
+    ):
+        again.step()
+    assert torch.equal(p, before)
+
+
+def test_a_checkpoint_from_before_an_option_takes_its_default():
+    p = torch.randn(4, 4, requires_grad=True)
+    saved = steepest.optim.Shampoo([p]).state_dict()
+    for name in ("statistic", "packed_statistics"):
+        del saved["param_groups"][0][name]
+    optimizer = steepest.optim.Shampoo([p], statistic="kl")
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["statistic"] == "shampoo"
+    p.grad = torch.randn(4, 4)
+    optimizer.step()
 
 
 def test_relative_ridge_in_float32():
@@ -412,6 +535,9 @@ def test_it_minimises_an_ill_conditioned_quadratic_faster_than_gradient_descent(
         ({"precondition_frequency": 1.5}, "precondition_frequency is 1.5"),
         ({"grafting": "lion"}, "grafting is 'lion', expected one of none, sgd"),
         ({"large_dim_fallback": "both"}, "large_dim_fallback is 'both'"),
+        ({"statistic": "adagrad"}, "statistic is 'adagrad', expected one of shampoo, kl"),
+        ({"statistic": "kl", "betas": (0.9, 1.0)}, r"expected betas\[1\] below 1"),
+        ({"packed_statistics": 1}, "packed_statistics is 1, expected True or False"),
         ({"exponent": 5}, "exponent is 5"),
         ({"nesterov": True}, "nesterov=True needs momentum"),
         ({"adamw": {"learning_rate": 1}}, r"unknown options \['learning_rate'\]"),

@@ -8,6 +8,7 @@ from checks_elementwise import batch, meshes, same_bits, whole
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from worlds import check
 
 import steepest
@@ -234,3 +235,25 @@ def fused_projections_kernels_and_other_momenta_have_the_bits_of_one_process(ran
         assert "normuon=0.95 is not supported" in str(error)
     else:
         raise AssertionError("not refused")
+
+
+@check(2, 4)
+def training_under_tensor_parallel_follows_one_process(rank):
+    """Row-parallel layers add partial sums in another order: rounding of gradients as that of products, so the bound of rounding in the polar factor that holds under FSDP2."""
+    mesh = init_device_mesh("cpu", (rank.world,))
+    alone, spread = Network(), Network()
+    parallelize_module(spread, mesh, {"hidden": ColwiseParallel(), "wide": RowwiseParallel()})
+    assert spread.hidden.weight.placements == (Shard(0),) and spread.wide.weight.placements == (Shard(1),)
+    for model in (alone, spread):
+        optimizer = make(model.named_parameters())
+        for step in range(3):
+            optimizer.zero_grad()
+            x, y = batch(step)
+            hidden = torch.tanh(model.hidden(torch.tanh(model.first(x))))
+            hidden = torch.tanh(model.wide(hidden))
+            torch.nn.functional.mse_loss(model.head(hidden), y).backward()
+            optimizer.step()
+    check_traffic(optimizer, 3)
+    for (parameter, p), q in zip(spread.named_parameters(), alone.parameters()):
+        assert torch.allclose(whole(p), q, rtol=0, atol=3 * 0.05 * 1e3 * 2.0**-23 * 10), (parameter, (whole(p) - q).abs().max())
+    assert (alone.wide.weight - Network().wide.weight).abs().max() > 1e-3

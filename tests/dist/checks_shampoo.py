@@ -9,6 +9,7 @@ from checks_muon import Network
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from worlds import check
 
 import steepest
@@ -69,6 +70,14 @@ def blocks_with_owners_follow_one_process(rank):
             counted = torch.tensor(mine)
             dist.all_reduce(counted)
             assert int(counted) == every and mine <= -(-every // rank.world) + 2
+
+
+@check(2)
+def packed_statistics_follow_one_process(rank):
+    mesh = init_device_mesh("cpu", (rank.world,))
+    _, ours, _ = run_both(lambda t: distribute_tensor(t, mesh, [Shard(0)]), packed_statistics=True)
+    kept = [v for entry in ours.state.values() for k, v in entry.items() if k.startswith("statistic.")]
+    assert kept and all(v.dim() == 1 for v in kept)
 
 
 @check(2, 4)
@@ -144,3 +153,25 @@ def training_under_ddp_fsdp2_and_hsdp_follows_one_process(rank):
         train(model, inner, **({"process_group": dist.group.WORLD} if name == "ddp" else {}))
         for (parameter, p), q in zip(inner.named_parameters(), alone.parameters()):
             assert torch.allclose(whole(p), q, rtol=0, atol=3 * CLOSE * 2**5), (name, parameter)
+
+
+@check(2, 4)
+def training_under_tensor_parallel_follows_one_process(rank):
+    """Row-parallel layers add partial sums in another order: rounding of gradients as that of products, so the bound of other products that holds under FSDP2."""
+    mesh = init_device_mesh("cpu", (rank.world,))
+    alone, spread = Network(), Network()
+    parallelize_module(spread, mesh, {"hidden": ColwiseParallel(), "wide": RowwiseParallel()})
+    assert spread.hidden.weight.placements == (Shard(0),) and spread.wide.weight.placements == (Shard(1),)
+    for model in (alone, spread):
+        optimizer = make(model.named_parameters())
+        for step in range(3):
+            optimizer.zero_grad()
+            x, y = batch(step)
+            hidden = torch.tanh(model.hidden(torch.tanh(model.first(x))))
+            hidden = torch.tanh(model.wide(hidden))
+            torch.nn.functional.mse_loss(model.head(hidden), y).backward()
+            optimizer.step()
+    check_traffic(optimizer, 3)
+    for (parameter, p), q in zip(spread.named_parameters(), alone.parameters()):
+        assert torch.allclose(whole(p), q, rtol=0, atol=3 * CLOSE * 2**5), (parameter, (whole(p) - q).abs().max())
+    assert (alone.wide.weight - Network().wide.weight).abs().max() > 1e-3

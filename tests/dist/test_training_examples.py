@@ -45,6 +45,16 @@ def test_ddp_shares_the_work(tmp_path):
     assert last < first
 
 
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_deepspeed_steps_a_client_optimizer_and_resumes(tmp_path):
+    """ZeRO 2 over two ranks; the script compares its resumed run with the uninterrupted one."""
+    command = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    script = ROOT / "examples/training/deepspeed_train.py"
+    printed = run(*command, script, tmp_path / "out", "--stage", 2, "--steps", 6)
+    first, last = map(float, re.search(r"loss ([0-9.]+) -> ([0-9.]+)", printed).groups())
+    assert last < first
+
+
 @pytest.mark.parametrize(
     ("script", "library"),
     [("accelerate_train.py", "accelerate"), ("hf_trainer.py", "transformers"), ("lightning_train.py", "lightning")],

@@ -1,4 +1,5 @@
 // The formula headers as plain functions over arrays, for ctypes.
+#include "engine/cpu_threads.h"
 #include "engine/plan.h"
 #include "engine/stages.h"
 
@@ -58,14 +59,14 @@ void whole_powers(const double *x, const int64_t *n, double *out, int64_t count)
 }
 
 // How often each element is visited, over all shares.
-void visits(const int64_t *numel, int64_t count, int parts, int32_t *hits, int64_t *largest_share) {
+void visits(const int64_t *numel, int64_t count, int parts, int backwards, int32_t *hits, int64_t *largest_share) {
   const int64_t cost = total_cost(numel, count);
   *largest_share = 0;
   // Two walks take turns unevenly, as two threads would.
   ShareWalk walks[2] = {{numel, count, cost, parts}, {numel, count, cost, parts}};
   for (int part = 0; part < parts; ++part) {
     int64_t share = 0;
-    walks[part % 3 == 1].visit(part, [&](int64_t tensor, int64_t begin, int64_t end) {
+    walks[part % 3 == 1].visit(backwards ? parts - 1 - part : part, [&](int64_t tensor, int64_t begin, int64_t end) {
       int64_t base = 0;
       for (int64_t i = 0; i < tensor; ++i) base += numel[i];
       for (int64_t i = begin; i < end; ++i) ++hits[base + i];
@@ -73,6 +74,33 @@ void visits(const int64_t *numel, int64_t count, int parts, int32_t *hits, int64
     });
     if (share > *largest_share) *largest_share = share;
   }
+}
+// The ranges (tensor, begin, end) of one share, into `out`; returns how many.
+int64_t share(const int64_t *numel, int64_t count, int parts, int part, int64_t *out) {
+  ShareWalk walk(numel, count, total_cost(numel, count), parts);
+  int64_t ranges = 0;
+  walk.visit(part, [&](int64_t tensor, int64_t begin, int64_t end) {
+    out[3 * ranges] = tensor, out[3 * ranges + 1] = begin, out[3 * ranges + 2] = end;
+    ++ranges;
+  });
+  return ranges;
+}
+int thread_count(int num_threads, int64_t cost) {
+  steepest_exec exec{};
+  exec.num_threads = num_threads;
+  return cpu::thread_count(exec, cost);
+}
+// How often work is called, and the largest thread number that calls it.
+int run_on_threads(int threads, int *largest) {
+  std::atomic<int> calls{0}, most{0};
+  cpu::run_on_threads(threads, [&] {
+    ++calls;
+    int seen = most.load();
+    while (seen < omp_get_thread_num() && !most.compare_exchange_weak(seen, omp_get_thread_num())) {
+    }
+  });
+  *largest = most;
+  return calls;
 }
 // Index arithmetic beyond 2^31 elements, without touching memory: elements seen and the last end.
 void huge(int64_t numel, int parts, int64_t *seen, int64_t *last) {

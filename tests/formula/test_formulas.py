@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,27 @@ import pytest
 import torch
 
 CSRC = Path(__file__).parents[2] / "csrc"
-FLAGS = ["-std=gnu++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-std=gnu++17", "-fopenmp", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-Wall", "-Wextra", "-Werror"]
 FORMATS = {"bfloat16": (1, torch.bfloat16), "float16": (2, torch.float16)}
 
 
-@pytest.fixture(scope="module")
-def cpp(tmp_path_factory):
-    out = tmp_path_factory.mktemp("formula") / "formulas.so"
+def compiled(out, *flags):
     sources = [Path(__file__).parent / "formulas.cpp", CSRC / "engine/stages.cpp"]
-    command = ["g++", *FLAGS, "-shared", "-fPIC", f"-I{CSRC}", f"-I{CSRC}/include", *sources, "-o", out]
+    command = ["g++", *FLAGS, *flags, "-shared", "-fPIC", f"-I{CSRC}", f"-I{CSRC}/include", *sources, "-o", out]
     subprocess.run([str(c) for c in command], check=True)
     return ctypes.CDLL(str(out))
+
+
+@pytest.fixture(scope="module")
+def cpp(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("formula") / "formulas.so")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """Without F16C, as on other processors."""
+    return compiled(tmp_path_factory.mktemp("elsewhere") / "formulas.so", "-DSTEEPEST_HAS_F16C=0", "-O1")
 
 
 def pointer(array):
@@ -72,6 +83,88 @@ def test_narrowing_rounds_to_nearest_even_like_torch(cpp, name, stage):
     expected = torch.from_numpy(values).to(dtype).float().numpy()
     assert same_floats(got, expected)
     assert np.array_equal(np.isnan(got), np.isnan(values))
+
+
+def test_float16_without_f16c(elsewhere):
+    bits = np.arange(65536, dtype=np.uint16)
+    out, back = np.full(65536 + 8, 123.0, dtype=np.float32), np.full(65536 + 8, 77, dtype=np.uint16)
+    for n in (0, 1, 7, 8, 9, 65536):
+        elsewhere.stage_load(ctypes.c_int32(2), pointer(bits), pointer(out), ctypes.c_int64(n))
+        elsewhere.stage_store(ctypes.c_int32(2), pointer(out), pointer(back), ctypes.c_int64(n))
+        assert same_floats(out[:n], torch.from_numpy(bits.view(np.int16)).view(torch.float16).float().numpy()[:n])
+        number = ~np.isnan(out[:n])
+        assert np.array_equal(back[:n][number], bits[:n][number])
+        assert (out[n:] == 123.0).all() and (back[n:] == 77).all(), "written beyond the end"
+
+
+def shares(numel, parts):
+    """The work plan once more: tensors end to end, each behind a cost of 64; cuts inside fall on multiples of 128."""
+    starts, at = [], 0
+    for n in numel:
+        starts.append(at)
+        at += n + 64 if n else 0
+    cuts = [at * k // parts for k in range(parts + 1)]
+    found = []
+    for first, last in zip(cuts, cuts[1:]):
+        share = []
+        for i, n in enumerate(numel):
+
+            def place(cut, i=i, n=n):
+                if cut >= starts[i] + n + 64:
+                    return n
+                return min(max(cut - starts[i] - 64, 0), n) // 128 * 128
+
+            if n and place(first) < place(last):
+                share.append((i, place(first), place(last)))
+        found.append(share)
+    return found
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 8, 16, 61])
+def test_shares_are_those_of_the_plan(cpp, parts):
+    rng = np.random.default_rng(parts)
+    lists = [
+        [],
+        [0],
+        [0, 0, 5],
+        [1] * 40,
+        [100_000],
+        [64, 0, 128, 256, 1, 10_000, 0, 3],
+        [128] * 9,
+        [1000, *[16] * 300],
+    ]
+    lists += [rng.integers(0, 700, rng.integers(1, 40)).tolist() for _ in range(40)]
+    for numel in lists:
+        sizes, out = np.array(numel, np.int64), np.zeros(3 * (len(numel) + 1), np.int64)
+        for part, expected in enumerate(shares(numel, parts)):
+            count = cpp.share(
+                pointer(sizes), ctypes.c_int64(sizes.size), ctypes.c_int(parts), ctypes.c_int(part), pointer(out)
+            )
+            assert list(map(tuple, out[: 3 * count].reshape(-1, 3).tolist())) == expected, (numel, part)
+
+
+def test_threads(cpp):
+    def count(allowed, cost):
+        return cpp.thread_count(ctypes.c_int(allowed), ctypes.c_int64(cost))
+
+    share = 1 << 14  # less does not pay another thread
+    assert [count(4, cost) for cost in (0, 1, share, 2 * share - 1, 2 * share, 3 * share, 99 * share)] == [
+        1, 1, 1, 1, 2, 3, 4,
+    ]  # fmt: skip
+    assert count(1, 99 * share) == 1 and count(0, 0) == 1
+    usual = count(0, 10_000 * share)
+    assert usual == int(os.environ.get("OMP_NUM_THREADS", usual)) >= 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_work_is_called_once_by_every_thread(cpp, threads):
+    """In a process of its own: threads that are kept would be in the way of later forks."""
+    code = (
+        f"import ctypes; largest = ctypes.c_int(); cpp = ctypes.CDLL({cpp._name!r}); "
+        f"print(cpp.run_on_threads({threads}, ctypes.byref(largest)), largest.value)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [str(threads), str(threads - 1)], done.stderr
 
 
 def test_flush_to_zero_does_not_change_float16(cpp):
@@ -202,14 +295,16 @@ def test_whole_powers(cpp):
     assert (out[n <= 1] == np.where(n == 0, 1.0, x)[n <= 1]).all()
 
 
+@pytest.mark.parametrize("backwards", [0, 1])
 @pytest.mark.parametrize("seed", range(20))
-def test_shares_visit_every_element_once_and_evenly(cpp, seed):
+def test_shares_visit_every_element_once_and_evenly(cpp, seed, backwards):
     rng = np.random.default_rng(seed)
     sizes = rng.choice([0, 1, 3, 16, 63, 64, 65, 1000, 20000], rng.integers(1, 200)).astype(np.int64)
     parts = int(rng.integers(1, 17))
     hits = np.zeros(max(1, int(sizes.sum())), dtype=np.int32)
     largest = np.zeros(1, dtype=np.int64)
-    cpp.visits(pointer(sizes), ctypes.c_int64(sizes.size), ctypes.c_int(parts), pointer(hits), pointer(largest))
+    list_of_sizes = pointer(sizes), ctypes.c_int64(sizes.size)
+    cpp.visits(*list_of_sizes, ctypes.c_int(parts), ctypes.c_int(backwards), pointer(hits), pointer(largest))
     assert (hits[: int(sizes.sum())] == 1).all()
     # A share holds at most its part of the cost, and one rounding of a cut at either end.
     assert largest[0] <= (sizes.sum() + 64 * sizes.size) / parts + 128

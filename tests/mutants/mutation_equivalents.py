@@ -37,6 +37,44 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const uint32_t special = rest > 0x7f800000u ? (0x7e00u | ((rest >> 13) & 0x400u)) : 0x7c00u;",
         ),
     },
+    "csrc/formula/random.h": {
+        "one product of two floats: exact in double, rounded once": (
+            "const float s = (m - 1.0f) / (m + 1.0f), s2 = s * (1.0 * s);",
+        ),
+        "integers below 2^24, exact in either type": (
+            "const float x = static_cast<float>(2 * (1.0 * k) + 1 - (1 << 23)) * 1.1920928955078125e-7f;",
+        ),
+        "the tail is taken only where w >= 5": (
+            "const float t = sqrtf(w >= 0.0f ? w : 0.0f) - 3.0f;",
+            "const float t = sqrtf(w > 0.5f ? w : 0.0f) - 3.0f;",
+            "const float t = sqrtf(w > 0.0f ? w : 0.5f) - 3.0f;",
+        ),
+        "the same bits for all 2^23 values of k: all were compared": (
+            "tail = tail * (1.0 * t) + 0.000100950558f;",
+            "tail = tail * (1.0 * t) + 0.00134934322f;",
+            "tail = tail * (1.0 * t) + -0.00367342844f;",
+        ),
+        "std::sqrt of a float is sqrtf": ("const float t = std::sqrt(1.0 * w > 0.0f ? w : 0.0f) - 3.0f;",),
+    },
+    "csrc/formula/storage.h": {
+        PAYLOAD: (
+            "const uint32_t special = (u >> 16) | ((u & 0x007fffffu) != 0 ? 0x41u : 0u);  // inf; a NaN stays one",
+            "if ((u & 0x7fffffffu) > 0x7f800000u) u = 0x7fc00001u;  // adding to another NaN's bits could wrap",
+            "return bits_float(exponent == kBlock8NotFinite ? 0x7fc00001u : float_bits(magnitude) | sign);",
+            "return exponent == kBlock8NotFinite ? bits_float(0x7fc00001u) : "
+            "block8_value(code, block8_base(exponent, false));",
+        ),
+        "0 becomes 0": (
+            "if (residual <= 0 && (high.bits & 0x7fffu) == 0) residual = 0;",
+            "if (residual < 1 && (high.bits & 0x7fffu) == 0) residual = 0;",
+        ),
+        "dropped is 0 or 8": ("const uint32_t kept = dropped > 1 ? (u + (1u << (dropped - 1))) >> dropped : u;",),
+        "equal to the limit or the limit is the same": (
+            "return exponent <= lowest ? lowest : (exponent > 254u ? 254u : exponent);",
+            "return exponent < lowest ? lowest : (exponent >= 254u ? 254u : exponent);",
+            "return code >= top ? top : code;",
+        ),
+    },
     "csrc/engine/stages.cpp": {
         ONE_TOO_MANY: ("for (int64_t i = 0; i <= n; ++i) to[i] = widen(from[i]);",),
     },

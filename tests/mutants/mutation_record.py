@@ -14,18 +14,17 @@ from mutation_workspace import SURVIVED, Verdict
 
 
 @functools.cache
-def judges_digest(tests: tuple[str, ...]) -> str:
-    """Of what decides: the cases and their bounds, and the tests."""
+def digest_of(judge: str) -> str:
+    """Of what noticed: a test's file, or the cases and their bounds."""
     digest = hashlib.sha256()
-    for name in ("pyext/conformance", *(test.partition("::")[0] for test in tests)):
-        place = ROOT / name
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    place = ROOT / (judge if judge.startswith("tests/") else "pyext/conformance")
+    for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def key_of(target: Target, mutant: Mutant) -> str:
-    return hashlib.sha256(f"{target.file}\n{judges_digest(target.tests)}\n{mutant.text}".encode()).hexdigest()[:24]
+    return hashlib.sha256(f"{target.file}\n{mutant.text}".encode()).hexdigest()[:24]
 
 
 class Record:
@@ -36,14 +35,23 @@ class Record:
         if self.path and self.path.exists():
             for line in self.path.read_text().splitlines():
                 entry = json.loads(line)
-                self.known[entry["key"]] = Verdict(**entry["verdict"])
+                self.known[entry["key"]] = Verdict(**entry["verdict"]), entry["judge"]
 
-    def get(self, target: Target, mutant: Mutant) -> Verdict | None:
-        verdict = self.known.get(key_of(target, mutant))
-        return None if verdict is None or verdict.status == SURVIVED else verdict
+    def get(self, target: Target, mutant: Mutant, survivors: bool = False) -> Verdict | None:
+        """None when it is to be tried: new, a survivor (unless asked for), or killed by a test that has changed."""
+        verdict, judge = self.known.get(key_of(target, mutant), (None, ""))
+        if verdict is None or (verdict.status == SURVIVED and not survivors) or judge != self.judge(verdict):
+            return None
+        return verdict
 
     def put(self, target: Target, mutant: Mutant, verdict: Verdict) -> None:
         if self.path:
-            entry = {"key": key_of(target, mutant), "mutant": mutant.id, "verdict": asdict(verdict)}
+            entry = {"key": key_of(target, mutant), "mutant": mutant.id}
+            entry |= {"judge": self.judge(verdict), "verdict": asdict(verdict)}
             with self.path.open("a") as file:
                 print(json.dumps(entry, ensure_ascii=False), file=file)
+
+    @staticmethod
+    def judge(verdict: Verdict) -> str:
+        file = verdict.noticed.partition("::")[0]
+        return digest_of(file if file.startswith("tests/") and (ROOT / file).exists() else "")

@@ -18,6 +18,7 @@ NEGATED = {"<": ">=", ">=": "<", ">": "<=", "<=": ">", "==": "!=", "!=": "=="}
 SHIFTED = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
 OPERAND = r"(?<=[\w)\]])"  # behind it comes a binary operator
 NUMBER = re.compile(r"(?<![\w.])(0x[0-9a-fA-F]+|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?=[uf]?(?![\w.]))")
+DOUBLE = re.compile(r"(?<![\w.])\d+\.\d*(?:[eE][-+]?\d+)?(?![\w.])")  # a number that makes an expression one of doubles
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Mutant:
     before: str  # the whole line, stripped
     after: str
     text: str  # the whole file, mutated
+    begin: int  # the part of the unchanged file that is replaced
+    end: int
+    new: str
 
     @property
     def id(self) -> str:
@@ -48,7 +52,8 @@ def mutants(file: str, text: str, functions: Sequence[str] | None, skip: str) ->
                 if after != line and (number, after) not in seen:
                     seen.add((number, after))
                     whole = text[:start] + after + text[start + len(line) :]
-                    yield Mutant(file, number, rule, line.strip(), after.strip() or "(nothing)", whole)
+                    place = start + begin, start + end, new
+                    yield Mutant(file, number, rule, line.strip(), after.strip() or "(nothing)", whole, *place)
         start += len(line) + 1
         before = code
 
@@ -84,7 +89,7 @@ def roundings(code: str) -> Iterator[tuple[str, int, int, str]]:
     if re.search(r" [-+*/] |pow", code):
         for match in re.finditer(r"\bh\.\w+", code):
             yield "rounding", *match.span(), f"static_cast<float>({match[0]})"
-    if re.search(r"\bh\.|double|int64_t|uint32_t|float_bits", code):
+    if re.search(r"\bh\.|double|int64_t|uint32_t|float_bits", code) or DOUBLE.search(code):
         return
     if len(re.findall(OPERAND + r" [-+*/] ", code)) > 1:
         for match in re.finditer(OPERAND + r" [*/] ([\w.]+)(?=[\s;)])", code):

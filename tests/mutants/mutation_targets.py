@@ -40,8 +40,12 @@ class Target:
         return self.file.startswith("csrc/") and bool(self.backends)
 
     @property
+    def compiled(self) -> bool:
+        return self.file.startswith("csrc/")
+
+    @property
     def interpreted(self) -> bool:
-        return "triton-interpreted" in self.backends
+        return "triton-interpreted" in self.backends or any("interpret" in test for test in self.tests)
 
     def mutants(self) -> Iterator[Mutant]:
         text = (ROOT / self.file).read_text()
@@ -49,20 +53,33 @@ class Target:
         for old, new in self.roundings:
             if text.count(old) != 1:
                 raise LookupError(f"{self.file} has {old!r} {text.count(old)} times, expected once")
-            line = text[: text.index(old)].count("\n") + 1
-            yield Mutant(self.file, line, "rounding", old, new, text.replace(old, new))
+            begin = text.index(old)
+            line = text[:begin].count("\n") + 1
+            yield Mutant(self.file, line, "rounding", old, new, text.replace(old, new), begin, begin + len(old), new)
 
     def reason(self, mutant: Mutant) -> str:
         """Why a mutant is equivalent; "" when it is not."""
         return mutation_equivalents.reason(mutant.file, mutant.before, mutant.after)
 
 
-FORMULAS, ADAMW_STEP = "tests/formula/test_formulas.py", "tests/cpu/test_adamw_step.py"
+FORMULAS, KEPT, ADAMW_STEP = (
+    "tests/formula/test_formulas.py",
+    "tests/formula/test_kept.py",
+    "tests/cpu/test_adamw_step.py",
+)
 POLAR, VERBS, SCHEDULES = "tests/cpu/test_polar.py", "tests/cpu/test_verbs.py", "tests/reference/test_schedules.py"
 NORM_BOUNDS = "tests/cpu/test_polar_norms.py"
 
+NORMS, SAM, RULES, STORAGE, ROOTS = (
+    f"tests/cpu/test_{name}.py" for name in ("norms", "sam", "rules", "storage", "roots")
+)
+MATRIX_CORE = "tests/matrix/test_matrix_core.py"
 CAPTURABLE = "tests/cpu/test_capturable.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
+
+ENGINE = (ADAMW_STEP, STORAGE, CUDA_HOST)
+
+NO_RESULT = "constexpr|prefetch|__builtin_cpu"  # lines on which speed depends and results do not
 
 # What Triton's AdamW computes, for mutants with another rounding.
 V = "v = v * beta2 + (beta2_rest * g) * g"
@@ -90,13 +107,22 @@ LISTED = (
     ),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
-    Target("csrc/engine/cpu.cpp", "adamw", ("cpu",), (ADAMW_STEP,), skip="constexpr"),
-    Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (ADAMW_STEP,), skip="constexpr"),
+    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), ENGINE, without="mutations", skip="constexpr"),
+    Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda.cu", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/cuda_step.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without="mutations"),
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without="mutations"),
+    Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), ENGINE, without="mutations"),
+    *(
+        Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE,), skip=NO_RESULT)
+        for name in ("kernels.inc", "product.cpp", "product.h", "program.cpp")
+    ),
+    Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),
+    Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
+    Target("csrc/formula/power.h", "^perturb", ("cpu",), (KEPT,)),
     *(
         Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_HOST,), without="mutations")
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
@@ -105,9 +131,6 @@ LISTED = (
         Target(f"csrc/engine/{name}", "perturb", ("cpu",), (CAPTURABLE,))
         for name in ("live.h", "measure.cpp", "measure.h")
     ),
-    Target("csrc/engine/storage_stages.cpp", "adam", ("cpu",), ("tests/cpu/test_storage.py",)),
-    Target("csrc/formula/random.h", "adam", ("cpu",), ()),
-    Target("csrc/formula/storage.h", "adam", ("cpu",), ()),
     Target(
         "kernels/adamw.py",
         "adamw",
@@ -212,15 +235,41 @@ EXEMPT = {
         "status.cpp": "texts",
         "status.h": "declarations",
     },
+    "csrc/matrix": {"matrix.cpp": "checks of arguments", "program.h": "declarations"},
     "kernels": {"__init__.py": "empty", "aot.py": "measures code, computes nothing; see tests/aot"},
     "pyext/reference": {"__init__.py": "imports"},
     "pyext/matrix": {"__init__.py": "empty", "triton_verbs.py": "passes arguments on"},
+}
+
+# How files are judged that are named after no op: (op, tests).
+JUDGES = {
+    "csrc/formula/options.h": ("^(adam|sgd|lion)", ()),
+    "csrc/formula/survey.h": ("^(perturb|weight_norm|path_normalize)", ()),
+    "csrc/matrix/kernels.cpp": ("^(polar|inverse_root)", (MATRIX_CORE,)),
+    "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
+    "csrc/engine/cpu_survey.cpp": ("^perturb", (NORMS, SAM)),
+    "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", ()),
+    "csrc/engine/traffic.cpp": ("^adamw", (RULES, SAM)),
+    "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
+    "kernels/statistics.py": ("^inverse_root", ("tests/interpret/test_triton_statistics.py",)),
+    "pyext/reference/dynamics.py": ("^none", ("tests/cpu/test_dynamics.py", "tests/cpu/test_curvature.py")),
+    "pyext/reference/normalize.py": ("^(path_normalize|weight_norm)", ("tests/cpu/test_normalize.py",)),
+    "pyext/reference/roots.py": ("^inverse_root", ("tests/reference/test_roots_reference.py",)),
+    "pyext/reference/rules.py": ("^(sgd|adagrad|rmsprop|lion|sign)", (RULES,)),
+    "pyext/reference/sam.py": ("^(perturb|restore)", (SAM, "tests/cpu/test_sam_trajectories.py")),
+    "pyext/reference/shampoo.py": ("^none", ("tests/cpu/test_shampoo.py",)),
+    "pyext/reference/storage.py": ("^(adam|sgd|lion)", (STORAGE,)),
+    "pyext/matrix/muon_rule.py": ("^none", ("tests/cpu/test_muon.py", "tests/cpu/test_muon_matrices.py")),
+    "pyext/matrix/native.py": ("^(polar|inverse_root)", ("tests/cpu/test_native.py",)),
+    "pyext/matrix/root_plan.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
+    "pyext/matrix/roots.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
 }
 
 # How a file of these folders is judged that is not listed above: by the cells of the op that it is named after.
 BACKENDS = {
     "csrc/formula": ("cpu",),
     "csrc/engine": ("cpu",),
+    "csrc/matrix": ("cpu",),
     "kernels": ("triton-interpreted",),
     "pyext/reference": ("reference", "cpu"),
     "pyext/matrix": ("cpu",),
@@ -233,7 +282,8 @@ def unlisted() -> Iterator[Target]:
         for path in sorted((ROOT / folder).iterdir()):
             file = f"{folder}/{path.name}"
             if path.suffix in (".h", ".cpp", ".cu", ".py") and path.name not in exempt and file not in listed:
-                yield Target(file, f"^{path.stem}", BACKENDS[folder])
+                op, tests = JUDGES.get(file, (f"^{path.stem}", ()))
+                yield Target(file, op, () if op == "^none" else BACKENDS[folder], tests)
 
 
 TARGETS = (*LISTED, *unlisted())

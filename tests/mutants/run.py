@@ -4,6 +4,7 @@
     python tests/mutants/run.py --only adam.h       files that match
     python tests/mutants/run.py --sample 20         some of them, chosen by --seed
     python tests/mutants/run.py --list              name them, run nothing
+    python tests/mutants/run.py --count --record F  what is known of them, run nothing
 
 A mutant is killed when a cell of `python -m steepest validate` FAILs or, for files other than the update rules, when a
 test fails.  Exit status 1 when one survives.  Needs a built package (`make build`) and a C++ compiler.
@@ -25,11 +26,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mutation_record import Record
 from mutation_rules import Mutant
+from mutation_switched import Switched
 from mutation_targets import TARGETS, Target
 from mutation_workspace import KILLED, NO_BUILD, SURVIVED, Verdict, Workspace, prepare_process_server
 
@@ -48,39 +50,67 @@ def choose(only: str = "", sample: int = 0, seed: int = 0) -> list[Work]:
     return random.Random(seed).sample(work, min(sample, len(work))) if sample else work
 
 
-def run(work: list[Work], jobs: int, until: float = float("inf")) -> Iterator[tuple[Target, Mutant, Verdict]]:
-    """Verdicts as they come, begun before `until` (time.perf_counter).
+class Judge:
+    """Tries a mutant together with the others where that decides, and alone where it does not."""
 
-    RuntimeError when an unchanged source is not ok: then nothing would mean anything.
-    """
-    prepare_process_server()
-    with tempfile.TemporaryDirectory(prefix="steepest-mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
-        free: queue.Queue[Workspace] = queue.Queue()
-        workspaces = [Workspace(Path(folder, str(i))) for i in range(jobs)]
-        for _ in pool.map(Workspace.configure, workspaces):
-            pass
-        for workspace in workspaces:
-            free.put(workspace)
+    def __init__(self, folder: Path, targets: list[Target]):
+        self.switched, self.alone = Switched(folder / "switched", targets), Workspace(folder / "alone")
+        self.alone_is_built, self.limits = False, {}
 
-        def judge(target: Target, mutant: Mutant | None, limit: float) -> Verdict | None:
-            workspace = free.get()
-            try:
-                return workspace.try_out(target, mutant, limit) if time.perf_counter() < until else None
-            finally:
-                free.put(workspace)
+    def begin(self, target: Target) -> None:
+        """RuntimeError when an unchanged source is not ok: then nothing would mean anything."""
+        unchanged = self.switched.serve(target)
+        if unchanged.status != SURVIVED:
+            raise RuntimeError(f"{target.file} FAILs without any change: {unchanged.by}")
 
-        for target in dict.fromkeys(target for target, _ in work):
-            mutants = [mutant for t, mutant in work if t is target]
-            unchanged = judge(target, None, 600)
-            if unchanged is None:
-                return
+    def judge(self, target: Target, mutant: Mutant) -> Verdict:
+        return self.switched.try_switched(mutant) or self.try_alone(target, mutant)
+
+    def try_alone(self, target: Target, mutant: Mutant) -> Verdict:
+        if not self.alone_is_built:
+            self.alone.configure()
+            self.alone_is_built = True
+        if target not in self.limits:
+            unchanged = self.alone.try_out(target, None, 600)
             if unchanged.status != SURVIVED:
-                raise RuntimeError(f"{target.file} FAILs without any change: {unchanged.by}")
-            limit = 30 + 5 * unchanged.seconds  # a mutant that takes longer never ends
-            futures = {pool.submit(judge, target, mutant, limit): mutant for mutant in mutants}
-            for future in as_completed(futures):
-                if (verdict := future.result()) is not None:
-                    yield target, futures[future], verdict
+                raise RuntimeError(f"{target.file} FAILs without any change, alone: {unchanged.by}")
+            self.limits[target] = 30 + 5 * unchanged.seconds  # a mutant that takes longer never ends
+        return self.alone.try_out(target, mutant, self.limits[target])
+
+
+def run(work: list[Work], jobs: int, until: float = float("inf")) -> Iterator[tuple[Target, Mutant, Verdict]]:
+    """Verdicts as they come, begun before `until` (time.perf_counter)."""
+    prepare_process_server()
+    targets = list(dict.fromkeys(target for target, _ in work))
+    jobs = max(1, min(jobs, len(targets)))
+    with tempfile.TemporaryDirectory(prefix="steepest-mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
+        judges = [Judge(Path(folder, str(i)), targets) for i in range(jobs)]
+        waiting: queue.Queue[Target] = queue.Queue()
+        for target in targets:
+            waiting.put(target)
+        found: queue.Queue[tuple[Target, Mutant, Verdict] | None] = queue.Queue()
+
+        def all_of_some_targets(judge: Judge) -> None:
+            try:
+                judge.switched.configure()
+                while time.perf_counter() < until:
+                    target = waiting.get_nowait()
+                    judge.begin(target)
+                    for mutant in (mutant for t, mutant in work if t is target):
+                        if time.perf_counter() >= until:
+                            return
+                        found.put((target, mutant, judge.judge(target, mutant)))
+            except queue.Empty:
+                pass
+            finally:
+                judge.switched.stop()
+                found.put(None)
+
+        ends = [pool.submit(all_of_some_targets, judge) for judge in judges]
+        for _ in ends:
+            yield from iter(found.get, None)
+        for end in ends:
+            end.result()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after this time")
     parser.add_argument("--record", metavar="FILE", help="keep verdicts here, and do not repeat those that it has")
+    parser.add_argument("--count", action="store_true", help="count what the record holds, run nothing")
     parser.add_argument("--list", action="store_true", help="name the mutants, run nothing")
     return parser
 
@@ -104,7 +135,9 @@ def main() -> int:
         print(f"{len(work)} mutants")
         return 0
     record = Record(options.record)
-    found = {mutant: old for target, mutant in work if (old := record.get(target, mutant))}
+    found = {mutant: old for target, mutant in work if (old := record.get(target, mutant, options.count))}
+    if options.count:
+        return summary(work, found, options.only, 0.0)
     left = [(target, mutant) for target, mutant in work if mutant not in found]
     print(f"{len(work)} mutants, {len(found)} known from {options.record}" if found else f"{len(work)} mutants")
     for number, (target, mutant, verdict) in enumerate(run(left, options.jobs, begin + 60 * options.minutes), 1):
@@ -117,24 +150,30 @@ def main() -> int:
 
 def summary(work: list[Work], found: dict[Mutant, Verdict], only: str, seconds: float) -> int:
     """Prints it.  1 when a mutant survived, else 2 when some were not tried, else 0."""
-    for target in TARGETS:
-        for mutant in target.mutants() if re.search(only, target.file) else ():
-            if why := target.reason(mutant):
-                print(f"equivalent  {mutant.file}:{mutant.line}  {mutant.before}  =>  {mutant.after}\n      {why}")
+    equivalent = Counter(
+        target.file
+        for target in TARGETS
+        for mutant in (target.mutants() if re.search(only, target.file) else ())
+        if target.reason(mutant)
+    )
     rows = Counter((target.file, found[mutant].status) for target, mutant in work if mutant in found)
     for file in dict.fromkeys(target.file for target, _ in work):
-        counts = ", ".join(f"{rows[file, s]} {s}" for s in (KILLED, SURVIVED, NO_BUILD) if rows[file, s])
-        print(f"{file:<32}  {counts or 'none tried'}")
+        counts = [f"{rows[file, s]} {s}" for s in (KILLED, SURVIVED, NO_BUILD) if rows[file, s]]
+        counts += [f"{equivalent[file]} equivalent"] if equivalent[file] else []
+        untried = sum(target.file == file and mutant not in found for target, mutant in work)
+        counts += [f"{untried} not tried"] if untried else []
+        print(f"{file:<32}  {', '.join(counts)}")
     count = Counter(verdict.status for verdict in found.values())
     by_tests = sum(verdict.by.startswith(("tests/", "pytest")) for verdict in found.values())
     survivors = [m for _, m in work if m in found and found[m].status == SURVIVED]
     left = len(work) - len(found)
     print(
         f"{count[KILLED]} killed ({count[KILLED] - by_tests} by validate, {by_tests} by tests), "
-        f"{count[SURVIVED]} survived, {count[NO_BUILD]} do not build, {left} left, {seconds:.0f} s"
+        f"{count[SURVIVED]} survived, {count[NO_BUILD]} do not build, {sum(equivalent.values())} equivalent, "
+        f"{left} left, {seconds:.0f} s"
     )
     for m in survivors:
-        print(f"SURVIVED  {m.file}:{m.line}  {m.before}  =>  {m.after}")
+        print(f"SURVIVED  {m.file}:{m.line}  {m.before}  =>  {m.after}  {found[m].by}")
     return 1 if survivors else 2 if left else 0
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import mmap
 import shutil
+import struct
+import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,6 +15,7 @@ import pytest
 from mutation_equivalents import EQUIVALENT
 from mutation_record import Record
 from mutation_rules import cpp_code, edits, mutants, other_number, python_code
+from mutation_switches import HEADER, lines_to_blame, switched, with_header
 from mutation_targets import BACKENDS, EXEMPT, LISTED, ROOT, TARGETS, Target
 from mutation_workspace import KILLED, SURVIVED, Verdict
 from run import choose, run
@@ -81,10 +86,77 @@ def test_comments_strings_checks_and_device_code_are_left_alone():
     assert {m.text.count("\n") for m in mutants("x.py", source, None, "")} == {source.count("\n")}
 
 
+SWITCHABLE = """// a comment
+#define TWICE(x) ((x) + (x))
+static int half(int x) {
+  x += 4;
+  if (x > 100 && x != 102) x = 100;
+  return -x / 2 - 3;
+}
+extern "C" double f(double a, int k) {
+  double sum = 0.5 + a * 3.0f;
+  for (int i = 0; i < k; ++i) sum = sum - (a / 7 + (k & 6) + (i << 1));
+  if (a < 1.0)
+    sum *= 2;
+  else
+    sum -= half(k);
+  return TWICE(sum) + (sum >= 4.0 ? -sum : sum - a);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_switch_does_what_its_mutant_does(tmp_path):
+    """All mutants of a small file, compiled together and one by one."""
+
+    def library(name: str, text: str) -> ctypes.CDLL:
+        (tmp_path / f"{name}.cpp").write_text(text)
+        command = ["g++", "-std=gnu++17", "-O0", "-w", "-shared", "-fPIC", "-ffp-contract=off"]
+        subprocess.run([*command, tmp_path / f"{name}.cpp", "-o", tmp_path / f"{name}.so"], check=True)
+        loaded = ctypes.CDLL(str(tmp_path / f"{name}.so"))
+        loaded.f.restype, loaded.f.argtypes = ctypes.c_double, (ctypes.c_double, ctypes.c_int)
+        return loaded
+
+    def values(loaded: ctypes.CDLL) -> list[float]:
+        return [loaded.f(a, k) for a in (-3.0, 0.25, 1.0, 2.5) for k in (0, 1, 5, 98, 97, 300)]
+
+    work = list(enumerate(mutants("x.cpp", SWITCHABLE, None, ""), 1))
+    number, header = tmp_path / "number", tmp_path / "switches.h"
+    number.write_bytes(bytes(mmap.PAGESIZE))
+    header.write_text(f'#define STEEPEST_MUTANT_FILE "{number}"\n' + HEADER.read_text())
+    text, numbers = switched(SWITCHABLE, work, ())
+    left_out = [mutant.rule for k, mutant in work if k not in numbers]
+    assert len(numbers) >= 35 and set(left_out) <= {"rounding"}
+    together, unchanged = library("together", with_header(text, header)), values(library("unchanged", SWITCHABLE))
+    assert values(together) == unchanged
+    differing = 0
+    for k, mutant in work:
+        if k in numbers and mutant.line % 3 == 0:  # a third of them: each is compiled
+            number.write_bytes(struct.pack("ii", k, 0) + bytes(mmap.PAGESIZE - 8))
+            got = values(together)
+            assert struct.unpack("ii", number.read_bytes()[:8]) == (k, 1), "executed"
+            assert got == values(library(f"mutant{k}", mutant.text)), mutant.id
+            differing += got != unchanged
+    assert differing >= 10
+
+
+def test_what_does_not_compile_with_switches_is_found():
+    errors = """csrc/a.h: In instantiation of 'f':
+csrc/b.cpp:12:7:   required from 'g'
+csrc/b.cpp:40:7:   required from here
+switches.h:30:5: error: no match
+csrc/a.h:7:3: error: expected"""
+    assert lines_to_blame(errors, ["csrc/a.h", "csrc/b.cpp"]) == {("csrc/b.cpp", 12), ("csrc/a.h", 7)}
+    source = " a = b + c;\n d = e + f;\n"
+    work = list(enumerate(mutants("x.h", source, None, ""), 1))
+    text, numbers = switched(source, work, {1})
+    assert numbers == {k for k, mutant in work if mutant.line == 2} != set() and "a = b + c;\n" in text
+
+
 def test_no_rule_or_kernel_is_left_out():
     targets = {target.file for target in TARGETS}
     for folder, exempt in EXEMPT.items():
-        files = {path.name for path in (ROOT / folder).iterdir() if path.suffix in (".h", ".cpp", ".cu", ".py")}
+        files = {path.name for path in (ROOT / folder).iterdir() if path.suffix in (".h", ".cpp", ".cu", ".inc", ".py")}
         assert set(exempt) <= files, f"EXEMPT names files that {folder} does not have"
         assert not {name for name in files - set(exempt) if f"{folder}/{name}" not in targets}
     assert set(EXEMPT) == set(BACKENDS)
@@ -104,7 +176,8 @@ def test_targets_match_the_sources(target):
 
 def test_update_rules_must_be_noticed_by_validate_alone():
     rules = [target for target in TARGETS if target.file.startswith("csrc/formula/")]
-    assert [target.file for target in rules if target.tests] == ["csrc/formula/number.h"]
+    numbers = {f"csrc/formula/{name}.h" for name in ("number", "random", "storage", "power")}  # used by all rules
+    assert {target.file for target in rules if target.tests} == numbers
     assert set(EQUIVALENT) <= {target.file for target in TARGETS}
     for target in TARGETS:
         found = list(target.mutants())
@@ -112,7 +185,7 @@ def test_update_rules_must_be_noticed_by_validate_alone():
 
 
 def test_a_record_keeps_what_was_killed_until_something_changes(tmp_path):
-    target, other = Target("csrc/formula/number.h", "", ()), Target("csrc/formula/number.h", "", (), (__file__,))
+    target = Target("csrc/formula/number.h", "", ())
     (a, b, *_), path = target.mutants(), str(tmp_path / "record.jsonl")
     record = Record(path)
     record.put(target, a, Verdict(KILLED, "a cell", 0.5))
@@ -120,7 +193,6 @@ def test_a_record_keeps_what_was_killed_until_something_changes(tmp_path):
     again = Record(path)
     assert again.get(target, a) == Verdict(KILLED, "a cell", 0.5)
     assert again.get(target, b) is None  # to be tried again
-    assert again.get(other, a) is None  # judged by other tests
     assert again.get(target, replace(a, text=a.text + "//")) is None
     nothing = Record(None)
     nothing.put(target, a, Verdict(KILLED))
@@ -128,8 +200,7 @@ def test_a_record_keeps_what_was_killed_until_something_changes(tmp_path):
 
 
 def test_no_mutant_begins_when_time_is_up(monkeypatch):
-    monkeypatch.setattr("run.Workspace", lambda folder: SimpleNamespace(folder=folder))
-    monkeypatch.setattr("run.Workspace.configure", lambda workspace: None, raising=False)
+    monkeypatch.setattr("run.Judge", lambda *_: SimpleNamespace(switched=SimpleNamespace(configure=int, stop=int)))
     monkeypatch.setattr("run.prepare_process_server", lambda: None)
     assert list(run(choose(sample=3), jobs=1, until=0.0)) == []
 

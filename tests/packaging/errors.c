@@ -40,7 +40,8 @@ int main(void) {
   steepest_step_args args = right();
   steepest_hyper hyper = good;
   int failures = 0;
-  if (steepest_abi_version() != STEEPEST_ABI_VERSION) return 99;
+  if (steepest_abi_version() != STEEPEST_ABI_VERSION || steepest_check_abi(STEEPEST_ABI_VERSION)) return 99;
+  printf("abi|%s|%s\n", steepest_status_name(steepest_check_abi(STEEPEST_ABI_VERSION + 1)), steepest_last_error());
   older.struct_size = 8;
   nowhere.device = 7;
   failures += wrong("exec NULL", NULL, &args, sizeof(uint64_t[64]));

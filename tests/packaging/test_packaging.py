@@ -69,7 +69,7 @@ def test_wheel_holds_library_header_and_packages(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     for name in (
         "steepest/lib/libsteepest.so", "steepest/include/steepest/steepest.h",
-        "steepest/include/steepest/matrix.h",
+        "steepest/include/steepest/matrix.h", "steepest/include/steepest/dlpack.h",
         "steepest/lib/cmake/steepest/steepest-config.cmake", "steepest/lib/pkgconfig/steepest.pc",
         "steepest/kernels/adamw.py", "steepest/optim/adamw.py", "steepest/reference/adamw.py",
         "steepest/conformance/registry.py", "steepest/matrix/polar.py",
@@ -114,13 +114,14 @@ def check_messages(printed):
     """Every wrong call has a code, and a message that names what was wrong."""
     lines = [line.split("|") for line in printed.splitlines()]
     expected = {
+        "abi": "compiled for ABI version",
         "exec NULL": "exec is NULL", "exec older": "struct_size is 8", "device": "device is 7", "args NULL": "NULL",
         "workspace": "workspace", "args older": "struct_size is 16", "rule": "rule is 99", "states": "states[1]",
         "dtype": "dtype", "beta2": "beta2",
     }  # fmt: skip
     assert [line[0] for line in lines] == list(expected)
     for what, status, message in lines:
-        code = "workspace too small" if what == "workspace" else "invalid argument"
+        code = {"workspace": "workspace too small", "abi": "unsupported"}.get(what, "invalid argument")
         assert status == code and expected[what] in message, (what, status, message)
 
 

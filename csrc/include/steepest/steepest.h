@@ -306,6 +306,9 @@ STEEPEST_API steepest_status steepest_weight_norm_backward(const steepest_exec *
                                                            const steepest_weight_norm_args *args);
 
 STEEPEST_API uint32_t steepest_abi_version(void);
+/* steepest_check_abi(STEEPEST_ABI_VERSION): STEEPEST_ERROR_UNSUPPORTED, with a message that names both versions, when the
+ * caller was compiled with the header of another one. */
+STEEPEST_API steepest_status steepest_check_abi(uint32_t compiled_with);
 STEEPEST_API const char *steepest_version(void);
 /* One line of JSON: compiler, flags, CUDA on/off, architectures, SIMD clone chosen on this machine. */
 STEEPEST_API const char *steepest_build_info(void);

@@ -167,8 +167,9 @@ def plan_of(backend: Backend, case: PolarCase, dtype: torch.dtype) -> Plan:
     options = case.options()
     if backend.name == "reference":
         return plan(case.shape, dtype, "cpu", form="plain", **options)
-    device = "cpu" if backend.name == "cpu" else "cuda"
-    return plan(case.shape, dtype, device, backend="triton" if "triton" in backend.name else "torch", **options)
+    if backend.name == "cpu":
+        return plan(case.shape, dtype, "cpu", **options)
+    return plan(case.shape, dtype, "cuda", backend="triton" if "triton" in backend.name else "torch", **options)
 
 
 def judge(problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) -> list[Figure]:
@@ -247,7 +248,7 @@ def backends() -> tuple[Backend, ...]:
 
     return (
         Backend("reference", _reference),
-        Backend("cpu", through("torch"), note="torch verbs"),
+        Backend("cpu", through("auto"), note="what a call without backend= takes: the C library's kernels or torch's"),
         Backend("triton-interpreted", _interpreted, available=interpreter_missing, note="planned as for CUDA"),
         Backend("triton", through("triton"), "cuda", triton_missing),
         Backend("cuda", through("torch"), "cuda", cuda_missing, note="torch verbs"),

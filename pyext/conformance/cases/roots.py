@@ -135,8 +135,9 @@ def plan_of(backend: Backend, case: RootCase, dtype: torch.dtype, iterations: in
         options["method"] = "composite" if iterations else "eigh"
     if backend.name == "reference":
         return plan(case.shape, torch.float64, "cpu", **{**options, "method": "eigh"})
-    device = "cpu" if backend.name == "cpu" else "cuda"
-    return plan(case.shape, dtype, device, backend="triton" if "triton" in backend.name else "torch", **options)
+    if backend.name == "cpu":
+        return plan(case.shape, dtype, "cpu", **options)
+    return plan(case.shape, dtype, "cuda", backend="triton" if "triton" in backend.name else "torch", **options)
 
 
 def judge(problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) -> list[Figure]:
@@ -237,7 +238,7 @@ def backends() -> tuple[Backend, ...]:
 
     return (
         Backend("reference", _reference),
-        Backend("cpu", through("torch"), note="torch verbs"),
+        Backend("cpu", through("auto"), note="what a call without backend= takes: the C library's kernels or torch's"),
         Backend("triton-interpreted", _interpreted, available=interpreter_missing, note="planned as for CUDA"),
         Backend("triton", through("triton"), "cuda", triton_missing),
         Backend("cuda", through("torch"), "cuda", cuda_missing, note="torch verbs"),
