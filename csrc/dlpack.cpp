@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "engine/status.h"
+#include "step.h"
 
 namespace steepest {
 namespace {
@@ -186,11 +187,11 @@ steepest_status steepest_step_dlpack_workspace_size(const steepest_exec *exec, c
   const char *op = "steepest_step_dlpack_workspace_size";
   if (const steepest_status status = check_rows(op, exec, args)) return status;
   steepest_step_args scalars = *args;
-  scalars.num_tensors = 0;  // what steepest_step needs depends on hyper-parameters alone
+  scalars.num_tensors = 0;  // all but the lists is checked
   scalars.param_dtype = scalars.grad_dtype = scalars.state_dtype = STEEPEST_FLOAT32;
   scalars.residual_bits = 0;
   if (const steepest_status status = steepest_step_workspace_size(exec, &scalars, bytes)) return status;
-  *bytes += sizeof(int64_t) * kLists * static_cast<uint64_t>(args->num_tensors);
+  *bytes = step_workspace_bytes(*exec, *args) + sizeof(int64_t) * kLists * static_cast<uint64_t>(args->num_tensors);
   return STEEPEST_OK;
 }
 

@@ -9,6 +9,7 @@
 #include "engine/engine.h"
 #include "engine/live.h"
 #include "engine/status.h"
+#include "step.h"
 
 namespace steepest {
 namespace {
@@ -371,6 +372,11 @@ steepest_status check_weight_norm(const char *op, const steepest_exec *exec, con
 }
 
 }  // namespace
+
+uint64_t step_workspace_bytes(const steepest_exec &exec, const steepest_step_args &args) {
+  return workspace_bytes(exec, args);
+}
+
 }  // namespace steepest
 
 using namespace steepest;

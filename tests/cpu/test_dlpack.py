@@ -41,7 +41,8 @@ class Args(ctypes.Structure):
         ("clip_coefficient", address), ("found_inf", address), ("clip_value", ctypes.c_double), ("masters", address),
         ("residuals", address), ("sources", address), ("averages", address), ("state_exponents", address * STATES),
         ("residual_bits", ctypes.c_int32), ("rounding", ctypes.c_int32), ("seed", ctypes.c_uint64),
-        ("first_index", address),
+        ("first_index", address), ("counters", address), ("live", address), ("num_live", ctypes.c_int64),
+        ("device_rows", address),
     ]  # fmt: skip
 
 
@@ -207,6 +208,20 @@ def test_refusals_name_list_and_row_and_change_nothing(lib):
     call = Call(lib, copied(good), **NUMBERS)
     ctypes.cast(call.rows.grads, ctypes.POINTER(address))[1] = None
     assert "grads[1] is NULL" in call()[1]
+
+
+def test_counters_of_the_caller_are_used(lib):
+    mine = adamw_lists([(7, 5), (3, 4)])
+    theirs = copied(mine)
+    counts = torch.tensor([4.0, 9.0])
+    call = Call(lib, mine, **NUMBERS)
+    addresses = (address * 2)(counts.data_ptr(), counts.data_ptr() + 4)
+    call.args.counters = ctypes.addressof(addresses)
+    assert call() == (OK, "")
+    assert call(short=8)[0] == WORKSPACE
+    steepest.adamw_(*theirs.values(), lr=0.1, weight_decay=0.1, step=[5, 10])
+    assert all(torch.equal(a, b) for name in mine for a, b in zip(mine[name], theirs[name]))
+    assert counts.tolist() == [5.0, 10.0]
 
 
 def test_abi_versions_are_compared(lib):

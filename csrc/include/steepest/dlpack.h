@@ -55,8 +55,8 @@ typedef struct steepest_dlpack_rows {
 STEEPEST_API steepest_status steepest_step_dlpack_workspace_size(const steepest_exec *exec,
                                                                  const steepest_step_args *args, uint64_t *bytes);
 
-/* steepest_step with num_tensors, rule, flags, hyper-parameters, scalars, rounding, seed and first_index of `args`; its
- * lists, types and residual_bits are not looked at.
+/* steepest_step with num_tensors, rule, flags, hyper-parameters, counters, scalars, rounding, seed and first_index of
+ * `args`; its lists of tensors, types and residual_bits are not looked at.
  *
  * Tensors of a row have one shape and layout, dense in any order of dimensions; tensors of a list have one type, states
  * all the same; all are on exec's device.  What is otherwise is STEEPEST_ERROR_INVALID or _UNSUPPORTED, with a message
