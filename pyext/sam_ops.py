@@ -129,8 +129,8 @@ class Bucket:
         return _weighed(self.grads, self.weights, self.weigh.alpha, self.weigh.eps, q, scale, False)
 
     def add_to(self, measure: lib.Measure) -> None:
-        weights = None if self.weights is None else [w.detach() for w in self.weights]
-        norms.add_lists(measure, self.grads, weights, self.weigh.alpha, self.weigh.eps)
+        weights = None if self.weights is None else [local(w.detach()) for w in self.weights]
+        norms.add_lists(measure, [local(g) for g in self.grads], weights, self.weigh.alpha, self.weigh.eps)
 
     def weighed(self) -> list[Tensor]:
         grads = [local(g).float() for g in self.grads]
