@@ -5,6 +5,7 @@
 #   <machine>/<date>-<commit>.json                           the benchmarks, ready for bench/results/
 # On a machine without a GPU the same steps run, and say what was skipped and why.
 # PYTHON: the interpreter.  STEEPEST_STEPS: a subset, such as "info bench"; without "install", what PYTHON imports is used.
+# STEEPEST_PATIENCE: multiplies the steps' time limits, on machines that have other work to do as well.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-${OUT:-out/gpu}}" && cd "${1:-${OUT:-out/gpu}}" && pwd)
@@ -13,7 +14,7 @@ steps=${STEEPEST_STEPS:-install info gpu_tests validate bench}
 status=0
 
 step() { # name, seconds, command...
-  local name=$1 limit=$2 begin=$SECONDS
+  local name=$1 limit=$(($2 * ${STEEPEST_PATIENCE:-1})) begin=$SECONDS
   shift 2
   case " $steps " in *" $name "*) ;; *) return ;; esac
   timeout "$limit" "$@" >"$out/$name.log" 2>&1

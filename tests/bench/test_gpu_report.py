@@ -24,9 +24,9 @@ pytestmark = [
 
 
 def report(folder: Path, steps: str, python: str = sys.executable):
-    environment = {**os.environ, "PYTHON": python, "STEEPEST_STEPS": steps}
+    environment = {**os.environ, "PYTHON": python, "STEEPEST_STEPS": steps, "STEEPEST_PATIENCE": "4"}
     done = subprocess.run(
-        ["bash", SCRIPT, folder], env=environment, cwd=folder, capture_output=True, text=True, timeout=300
+        ["bash", SCRIPT, folder], env=environment, cwd=folder, capture_output=True, text=True, timeout=900
     )
     lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
     return done, {line["step"]: line for line in lines}
