@@ -38,7 +38,7 @@ bench: build
 	mkdir -p out
 	$(py) -m pytest bench --benchmark-json=out/bench.json $(PYTEST)
 
-# All examples in their default sizes, two at a time (4 minutes on two cores), and the page of examples/README.md.
+# All examples in their default sizes, two at a time (8 minutes on two cores), and the page of examples/README.md.
 gallery: build
 	$(py) examples/gallery.py run $(GALLERY)
 	$(py) examples/gallery.py write
