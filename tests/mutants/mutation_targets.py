@@ -243,7 +243,7 @@ EXEMPT = {
 
 # How files are judged that are named after no op: (op, tests).
 JUDGES = {
-    "csrc/formula/options.h": ("^(adam|sgd|lion)", ()),
+    "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES,)),
     "csrc/formula/survey.h": ("^(perturb|weight_norm|path_normalize)", ()),
     "csrc/matrix/kernels.cpp": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
