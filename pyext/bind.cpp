@@ -356,7 +356,6 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("adam_scalars", &adam_scalar_rows);
   m.def("gradients", &gradients);
-  m.def("have_gradients", [](const TensorReader &r, const StateRows &rows) { return rows.have_gradients(r); });
   m.def("same_objects", &same_objects);
   m.def("same_values", &same_values);
   // The C interface's names, so that Python does not repeat their numbers.

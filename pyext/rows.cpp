@@ -261,18 +261,6 @@ Mismatch StateRows::gather(const TensorReader &reader, const std::vector<int64_t
   return {};
 }
 
-bool StateRows::have_gradients(const TensorReader &reader) const {
-  prefetch_all();
-  const int64_t num_rows = static_cast<int64_t>(params_.size());
-  for (int64_t row = 0; row < num_rows; ++row) {
-    prefetch(row);
-    const py::object grad = py::reinterpret_steal<py::object>(reader.grad(PyList_GET_ITEM(params_.ptr(), row)));
-    if (!grad) throw py::error_already_set();
-    if (grad.is_none()) return false;
-  }
-  return true;
-}
-
 Mismatch OverlapGuard::check(const Rows &rows, int read_role) {
   const bool known = rows.numel == numel_ && rows.dtype == dtype_ && approved_.size() == rows.address.size();
   bool written_known = known;

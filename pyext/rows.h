@@ -68,8 +68,6 @@ class StateRows {
   // Rows::gather.  Also counts up the parameters' versions, while they are in the cache: kernels write through
   // addresses, and autograd must notice that a tensor which it saved has changed.
   Mismatch gather(const TensorReader &reader, const std::vector<int64_t> &open);
-  // Whether every parameter has a gradient.
-  bool have_gradients(const TensorReader &reader) const;
   const Rows &rows() const { return rows_; }
   const std::vector<Kind> &kinds() const { return kinds_; }
 

@@ -35,22 +35,27 @@ class Row {
   Row(const steepest_step_args &args, int64_t row, Buffers &buffers, bool streams)
       : a_(args), row_(row), buffers_(buffers), streams_(streams) {}
 
+  // Where a tile of the parameter is read, and where its result goes: a copy in between would leave the memory waiting
+  // for one list at a time (a step from backups, 2000 x 4096, two cores: 7.4 ms, without it 4.8).
+  struct Way {
+    const float *from;
+    float *to;
+  };
+
   // `temporary`: what holds the parameter's value is only read, and a rounded copy of the result will go to params.
-  float *open_param(int64_t at, int64_t n, bool temporary) {
+  Way open_param(int64_t at, int64_t n, bool temporary) {
     void *const from = a_.sources ? const_cast<void *>(a_.sources[row_]) : a_.params[row_];
-    if (a_.masters && temporary) {
-      std::copy_n(static_cast<const float *>(a_.masters[row_]) + at, n, buffers_.param);
-      return buffers_.param;
+    if (a_.masters) {
+      float *const master = static_cast<float *>(a_.masters[row_]) + at;
+      return {master, temporary ? buffers_.param : master};
     }
-    if (a_.masters) return open(a_.masters[row_], STEEPEST_FLOAT32, at, n, nullptr);
     if (a_.residuals) {
       load_residual(static_cast<const bfloat16 *>(from) + at, residual(at), a_.residual_bits, buffers_.param, n);
-      return buffers_.param;
+      return {buffers_.param, buffers_.param};
     }
-    if (!a_.sources || a_.param_dtype != STEEPEST_FLOAT32) return open(from, a_.param_dtype, at, n, buffers_.param);
-    float *const p = streams_ ? buffers_.param : static_cast<float *>(a_.params[row_]) + at;
-    std::copy_n(static_cast<const float *>(from) + at, n, p);
-    return p;
+    float *const opened = open(from, a_.param_dtype, at, n, buffers_.param);
+    if (!a_.sources || a_.param_dtype != STEEPEST_FLOAT32) return {opened, opened};
+    return {opened, streams_ ? buffers_.param : static_cast<float *>(a_.params[row_]) + at};
   }
 
   void close_param(int64_t at, int64_t n, const float *p, bool temporary) const {
@@ -145,7 +150,7 @@ void step_range(const StepCall &call, GradientStage stage, bool streams, int64_t
     const auto magnitude = [](int k) { return (Rule::kMagnitudes >> k & 1u) != 0; };
     if (rounds_at_random)
       random_tile(extras.rounding_stream, first + static_cast<uint64_t>(at), n, buffers.random[0], buffers.random[1]);
-    float *p = tiles.open_param(at, n, kTemporary<Rule>);
+    const auto [from, p] = tiles.open_param(at, n, kTemporary<Rule>);
     const float *g = tiles.open_grad(at, n);
     float *states[STEEPEST_MAX_STATES] = {};
     for (int k = 0; k < kStates; ++k) states[k] = tiles.open_state(k, at, n, magnitude(k), kReadsStates<Rule>);
@@ -155,9 +160,10 @@ void step_range(const StepCall &call, GradientStage stage, bool streams, int64_t
       noise_tile(g, buffers.grad, n, extras.noise_stream, first + static_cast<uint64_t>(at), extras.noise);
       g = buffers.grad;
     }
-    if (shrinks) std::copy_n(p, n, buffers.before);
-    rule_tile<Rule>(p, g, states, n, scalars);
-    if (shrinks) shrink_tile(p, buffers.before, n, scalars.shrink);
+    const float *before = from;
+    if (shrinks && from == p) std::copy_n(from, n, buffers.before), before = buffers.before;
+    rule_tile<Rule>(from, p, g, states, n, scalars);
+    if (shrinks) shrink_tile(p, before, n, scalars.shrink);
     if (a.averages)
       average_tile(static_cast<float *>(a.averages[row]) + at, p, n, extras.average_weight, extras.average_weight_rest);
     tiles.close_param(at, n, p, kTemporary<Rule>);

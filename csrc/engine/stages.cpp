@@ -62,17 +62,17 @@ STEEPEST_CLONES void store_float16(const float *__restrict from, float16 *__rest
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<float16>(from[i]);
 }
 
-// An element's way through a rule, over float32 tiles in place or over another type, converted in registers.
+// An element's way through a rule, over float32 tiles or over another type, converted in registers.  `from` may be p.
 template <class Rule, class T>
-__attribute__((always_inline)) inline void rule_loop(T *__restrict p, const T *__restrict g, T *const *states, int64_t n,
-                                                     typename Rule::Scalars s) {
+__attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const T *__restrict g, T *const *states,
+                                                     int64_t n, typename Rule::Scalars s) {
   constexpr int kStates = Rule::kStates;
   T *__restrict s0 = kStates > 0 ? states[0] : nullptr;
   T *__restrict s1 = kStates > 1 ? states[1] : nullptr;
   T *__restrict s2 = kStates > 2 ? states[2] : nullptr;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    float pi = widen(p[i]), gi = widen(g[i]), state[3] = {};
+    float pi = widen(from[i]), gi = widen(g[i]), state[3] = {};
     if constexpr (kStates > 0) state[0] = widen(s0[i]);
     if constexpr (kStates > 1) state[1] = widen(s1[i]);
     if constexpr (kStates > 2) state[2] = widen(s2[i]);
@@ -87,13 +87,13 @@ __attribute__((always_inline)) inline void rule_loop(T *__restrict p, const T *_
 
 // Clones cannot be templates, so each rule's are spelled by a macro.
 #define STEEPEST_RULE_LOOPS(name, ...)                                                                            \
-  STEEPEST_CLONES void name##_float32(float *p, const float *g, float *const *states, int64_t n,                  \
-                                      const __VA_ARGS__::Scalars &s) {                                            \
-    rule_loop<__VA_ARGS__>(p, g, states, n, s);                                                                   \
+  STEEPEST_CLONES void name##_float32(const float *from, float *p, const float *g, float *const *states,          \
+                                      int64_t n, const __VA_ARGS__::Scalars &s) {                                 \
+    rule_loop<__VA_ARGS__>(from, p, g, states, n, s);                                                             \
   }                                                                                                               \
   STEEPEST_CLONES void name##_bfloat16(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,        \
                                        const __VA_ARGS__::Scalars &s) {                                           \
-    rule_loop<__VA_ARGS__>(p, g, states, n, s);                                                                   \
+    rule_loop<__VA_ARGS__>(p, p, g, states, n, s);                                                                \
   }
 #define STEEPEST_FOR_EACH_RULE(_)                \
   _(sgd, Sgd<false>)                             \
@@ -282,9 +282,9 @@ void shrink_tile(float *p, const float *before, int64_t n, const Shrink &s) { sh
 
 #define STEEPEST_RULE_TILES(name, ...)                                                                             \
   template <>                                                                                                      \
-  void rule_tile<__VA_ARGS__>(float *p, const float *g, float *const *states, int64_t n,                           \
+  void rule_tile<__VA_ARGS__>(const float *from, float *p, const float *g, float *const *states, int64_t n,        \
                               const __VA_ARGS__::Scalars &s) {                                                     \
-    name##_float32(p, g, states, n, s);                                                                            \
+    name##_float32(from, p, g, states, n, s);                                                                      \
   }                                                                                                                \
   template <>                                                                                                      \
   void rule_bfloat16<__VA_ARGS__>(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,              \

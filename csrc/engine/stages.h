@@ -23,9 +23,10 @@ void store(int32_t dtype, const float *from, void *to, int64_t n);
 // g <- the prepared gradient; out of place, because gradients are never written.
 void prepare_gradient(const float *g, float *out, int64_t n, const GradientStage &stage);
 
-// Decay and rule over float32 tiles; `states` are Rule::kStates tiles.
+// p <- `from` (which may be p) after decay and rule, float32 tiles; `states` are Rule::kStates tiles.
 template <class Rule>
-void rule_tile(float *p, const float *g, float *const *states, int64_t n, const typename Rule::Scalars &s);
+void rule_tile(const float *from, float *p, const float *g, float *const *states, int64_t n,
+               const typename Rule::Scalars &s);
 
 // The same with all roles in bfloat16, converted in registers: 16-bit AdamW is compute-bound, and staging costs a third
 // (measured: 0.72 against 1.00 ns per element, one thread of a Zen 4).

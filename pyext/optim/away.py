@@ -104,8 +104,8 @@ class Away:
             self.come_home()
             return None
         kept = self.kept
-        if kept is not None and kept.params is self.params and self.base.steps_all(kept.params) and kept.ready():
-            return kept.sources
+        if kept is not None and kept.params is self.params and self.base.steps_all(kept.params):
+            return kept.sources  # which settles by itself what has lost its gradient since
         stepped, others = {}, []
         for p, home in zip(self.params, self.homes):
             entry = self.base.state.get(p)

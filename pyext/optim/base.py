@@ -124,6 +124,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             if bool(found_inf != 0):
                 return
             found_inf = None
+        if hasattr(sources, "settle"):
+            sources.settle([table.params for table in tables])
         coefficient = None
         if self.max_grad_norm is not None:
             coefficient = self._clip(self._tables[kind.name], grad_scale)

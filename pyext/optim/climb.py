@@ -22,6 +22,15 @@ class Sources(dict):
         super().__init__(zip(climb.params, climb.homes))
         self.params, self.rows = climb.params, climb.rows
 
+    def settle(self, stepped: list[list[Tensor]]) -> None:
+        """Brings home what the coming step will not reach, those whose gradients have gone since the climb."""
+        if len(stepped) == 1 and lib.same_objects(stepped[0], self.params):
+            return
+        reached = {id(p) for params in stepped for p in params}
+        lost = [p for p in self.params if id(p) not in reached]
+        if lost:
+            sam_ops.restore_(lost, [self[p] for p in lost])
+
 
 class KeptClimb:
     """Rows (parameter, gradient, backup) of all parameters that have gradients."""
@@ -62,10 +71,6 @@ class KeptClimb:
             return False
         self.open = []  # nobody else has the backups
         return True
-
-    def ready(self) -> bool:
-        """Whether every one of the parameters has a gradient."""
-        return lib.have_gradients(reader, self.rows)
 
     def part(self, weigh: sam_ops.Weighing) -> RowsPart:
         return RowsPart(self, weigh)
