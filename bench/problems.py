@@ -65,20 +65,27 @@ def step_runners(
 ) -> tuple[Callable, dict[str, Callable]]:
     """Our step and the peers' over copies of params, each taken once and compared.
 
-    `make` and the peers take parameters and return a step.  Ours and torch's kernels compute in float32 and differ in
-    the order of a few roundings, each of at most half a unit in the last place of p and of a step that is far smaller:
-    one unit of the largest parameter bounds it.
+    `make` and the peers take parameters and return a step.
     """
     rivals = {name: copies(params) for name in peers}
     theirs = {name: peer(rivals[name]) for name, peer in peers.items()}
     ours = make(params)
     ours()
-    unit = torch.finfo(params[0].dtype).eps * max(p.abs().max().item() for p in params if p.numel())
     for name, step in theirs.items():
         step()
-        apart = max((p - q).abs().max().item() for p, q in zip(params, rivals[name]) if p.numel())
-        assert apart <= unit, f"after a step {name} is {apart:g} away from ours, expected at most {unit:g}"
+        check_same(name, params, rivals[name])
     return ours, theirs
+
+
+def check_same(name: str, params: list[Tensor], rivals: list[Tensor]) -> None:
+    """That a peer has come to the same values in one step.
+
+    Ours and torch's kernels compute in float32 and differ in the order of a few roundings, each of at most half a unit
+    in the last place of p and of a step that is far smaller: one unit of the largest parameter bounds it.
+    """
+    unit = torch.finfo(params[0].dtype).eps * max(p.abs().max().item() for p in params if p.numel())
+    apart = max((p - q).abs().max().item() for p, q in zip(params, rivals) if p.numel())
+    assert apart <= unit, f"after a step {name} is {apart:g} away from ours, expected at most {unit:g}"
 
 
 def adamw_runners(params: list[Tensor], peers, *, lr: float = 1e-3, **options) -> tuple[Callable, dict[str, Callable]]:

@@ -32,11 +32,12 @@ def compact(raw: dict) -> dict:
         for b in raw["benchmarks"]
         if b["extra_info"]  # a run that was interrupted leaves its last benchmark without figures
     ]
-    quick = " --quick" if machine["scale"] == "quick" else ""
+    options = " --quick" if machine["scale"] == "quick" else ""
+    options += " --separate" if machine.get("separate") else ""
     content = {
         "schema": SCHEMA,
         "kind": KIND,
-        "command": f"python -m steepest bench{quick} --json FILE && python bench/table.py save FILE",
+        "command": f"python -m steepest bench{options} --json FILE && python bench/table.py save FILE",
         "scale": machine["scale"],
         "device": machine["device"],
         "date": raw["datetime"][:10],

@@ -191,7 +191,7 @@ void StateRows::prefetch(int64_t row) const {
 // tensors of 4096 and cold caches: 1.2 ms without, 0.8 with).
 void StateRows::prefetch_all() const {
   const int64_t count = static_cast<int64_t>(hints_.size());
-  if (count < 1024) return;
+  if (count < 256) return;
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < count; ++i) {
     const Hint &hint = hints_[i];

@@ -97,8 +97,31 @@ def test_a_saved_result_says_the_same(tiny, tmp_path):
     assert compare.main([str(file), str(saved), "--threshold", "0"]) == 0
 
 
-def test_no_match_is_said(tmp_path):
-    done = run(sys.executable, "-m", "steepest", "bench", "--quick", "-k", "nothing_like_it")
+def test_separate_processes_make_one_file(tmp_path):
+    file = tmp_path / "separate.json"
+    options = (
+        "--quick",
+        "--device",
+        "cpu",
+        "--seconds",
+        "0.01",
+        "-k",
+        "1x1K or bench_polar[cpu-128x128",
+        "--json",
+        file,
+    )
+    done = run(sys.executable, "-m", "steepest", "bench", "--separate", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "adamw 1 x 1024 float32" in done.stdout and "polar 128 x 128 float32" in done.stdout
+    content = table.read(table.save(file, tmp_path))
+    assert (
+        len({b["name"] for b in content["benchmarks"]}) == 2 and "bench --quick --separate --json" in content["command"]
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--separate",)])
+def test_no_match_is_said(options):
+    done = run(sys.executable, "-m", "steepest", "bench", "--quick", *options, "-k", "nothing_like_it")
     assert done.returncode == 5 and "no benchmark matches -k 'nothing_like_it'" in done.stderr
 
 
