@@ -56,41 +56,61 @@ steepest_status check_read(const steepest_matrix_program &p, int64_t op, const c
   return STEEPEST_OK;
 }
 
-// What STEEPEST_MATRIX_SYMMETRISE writes to c.
+// What STEEPEST_MATRIX_SYMMETRISE writes to c, NORM to d, and DIVIDE reads from b.
+steepest_status check_numbers(const steepest_matrix_program &p, int32_t operand, const char *name, long long i,
+                              int64_t count) {
+  const steepest_matrix_operand &x = p.operands[operand];
+  STEEPEST_REQUIRE(x.rows == 1 && x.cols == count && x.dtype == STEEPEST_MATRIX_FLOAT64,
+                   "matrix: ops[%lld].%s is %lld x %lld, expected 1 x %lld of FLOAT64", i, name,
+                   static_cast<long long>(x.rows), static_cast<long long>(x.cols), static_cast<long long>(count));
+  return STEEPEST_OK;
+}
+
 steepest_status check_sizes(const steepest_matrix_program &p, const steepest_matrix_op &op, long long i) {
   STEEPEST_REQUIRE(op.c >= 0 && op.c < p.num_operands && op.c != op.a && op.c != op.d,
                    "matrix: ops[%lld].c is %d, expected an operand of its own for the sizes", i, op.c);
-  const steepest_matrix_operand &c = p.operands[op.c];
-  STEEPEST_REQUIRE(c.rows == 1 && c.cols == 2 && c.dtype == STEEPEST_MATRIX_FLOAT64,
-                   "matrix: ops[%lld].c is %lld x %lld, expected 1 x 2 of FLOAT64", i, static_cast<long long>(c.rows),
-                   static_cast<long long>(c.cols));
-  STEEPEST_REQUIRE(!c.data || c.stride > 0 || p.batch <= 1, "matrix: ops[%lld].c is shared by the batch", i);
+  if (const steepest_status status = check_numbers(p, op.c, "c", i, 2)) return status;
+  STEEPEST_REQUIRE(!p.operands[op.c].data || p.operands[op.c].stride > 0 || p.batch <= 1,
+                   "matrix: ops[%lld].c is shared by the batch", i);
   return STEEPEST_OK;
+}
+
+// The operands that an operation reads besides a, and those that it takes for numbers.
+steepest_status check_rest(const steepest_matrix_program &p, int64_t number) {
+  const steepest_matrix_op &op = p.ops[number];
+  switch (op.kind) {
+    case STEEPEST_MATRIX_SYMMETRIC:
+    case STEEPEST_MATRIX_PRODUCT:
+      if (const steepest_status status = check_read(p, number, "b", op.b, true)) return status;
+      return check_read(p, number, "c", op.c, false);
+    case STEEPEST_MATRIX_COMBINE: return check_read(p, number, "c", op.c, false);
+    case STEEPEST_MATRIX_SYMMETRISE: return check_sizes(p, op, number);
+    case STEEPEST_MATRIX_NORM: return check_numbers(p, op.d, "d", number, 1);
+    case STEEPEST_MATRIX_DIVIDE:
+      if (const steepest_status status = check_read(p, number, "b", op.b, true)) return status;
+      return check_numbers(p, op.b, "b", number, 1);
+    default: return STEEPEST_OK;
+  }
 }
 
 steepest_status check_op(const steepest_matrix_program &p, int64_t number) {
   const steepest_matrix_op &op = p.ops[number];
   const long long i = number;
-  STEEPEST_REQUIRE(op.kind >= STEEPEST_MATRIX_SYMMETRIC && op.kind <= STEEPEST_MATRIX_SYMMETRISE,
-                   "matrix: ops[%lld].kind is %d, expected 0 to 4", i, op.kind);
+  STEEPEST_REQUIRE(op.kind >= STEEPEST_MATRIX_SYMMETRIC && op.kind <= STEEPEST_MATRIX_DIVIDE,
+                   "matrix: ops[%lld].kind is %d, expected 0 to 6", i, op.kind);
   const bool product = op.kind <= STEEPEST_MATRIX_PRODUCT;
   STEEPEST_REQUIRE((op.flags & ~(product ? 3u : 0u)) == 0, "matrix: ops[%lld].flags is %u, unknown for kind %d", i,
                    op.flags, op.kind);
   STEEPEST_REQUIRE(op.d >= 0 && op.d < p.num_operands, "matrix: ops[%lld].d is %d, expected an operand below %lld", i,
                    op.d, static_cast<long long>(p.num_operands));
   if (const steepest_status status = check_read(p, number, "a", op.a, true)) return status;
-  if (product)
-    if (const steepest_status status = check_read(p, number, "b", op.b, true)) return status;
-  if (op.kind == STEEPEST_MATRIX_SYMMETRISE) {
-    if (const steepest_status status = check_sizes(p, op, number)) return status;
-  } else if (op.kind != STEEPEST_MATRIX_NORMALISE) {
-    if (const steepest_status status = check_read(p, number, "c", op.c, false)) return status;
-  }
+  if (const steepest_status status = check_rest(p, number)) return status;
   const steepest_matrix_operand &d = p.operands[op.d], &a = p.operands[op.a];
   STEEPEST_REQUIRE(!d.data || d.stride > 0 || p.batch <= 1,
                    "matrix: ops[%lld] writes operand %d, which all matrices of the batch share (stride 0)", i, op.d);
   STEEPEST_REQUIRE(op.d != op.a && (!product || op.d != op.b), "matrix: ops[%lld] writes operand %d, which it multiplies",
                    i, op.d);
+  if (op.kind == STEEPEST_MATRIX_NORM) return STEEPEST_OK;
   const Shape sa = shape_of(a, op.flags & STEEPEST_MATRIX_TRANSPOSE_A);
   const Shape sb = product ? shape_of(p.operands[op.b], op.flags & STEEPEST_MATRIX_TRANSPOSE_B) : sa;
   const bool fits = product ? sa.rows == d.rows && sb.cols == d.cols && sa.cols == sb.rows
@@ -99,8 +119,9 @@ steepest_status check_op(const steepest_matrix_program &p, int64_t number) {
                    static_cast<long long>(sa.rows), static_cast<long long>(sa.cols), static_cast<long long>(sb.rows),
                    static_cast<long long>(sb.cols), static_cast<long long>(d.rows), static_cast<long long>(d.cols));
   const bool square = d.rows == d.cols;
+  const bool adds_identity = op.kind <= STEEPEST_MATRIX_COMBINE && op.gamma != 0;
   STEEPEST_REQUIRE(square || (op.kind != STEEPEST_MATRIX_SYMMETRIC && op.kind != STEEPEST_MATRIX_SYMMETRISE &&
-                              op.gamma == 0),
+                              !adds_identity),
                    "matrix: ops[%lld] has a %lld x %lld result, expected a square one", i,
                    static_cast<long long>(d.rows), static_cast<long long>(d.cols));
   const bool converts = op.kind == STEEPEST_MATRIX_COMBINE && a.dtype != d.dtype;

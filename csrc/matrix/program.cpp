@@ -40,7 +40,17 @@ bool is_product(const steepest_matrix_op &op) {
 
 // Threads that share an operation meet after each.
 int phases(const steepest_matrix_op &op) {
-  return op.kind == STEEPEST_MATRIX_NORMALISE ? 2 : op.kind == STEEPEST_MATRIX_SYMMETRISE ? 3 : 1;
+  switch (op.kind) {
+    case STEEPEST_MATRIX_SYMMETRISE: return 3;
+    case STEEPEST_MATRIX_NORMALISE:
+    case STEEPEST_MATRIX_NORM: return 2;
+    default: return 1;
+  }
+}
+
+// The operand whose rows are shared out.
+const steepest_matrix_operand &shape_of(const steepest_matrix_program &p, const steepest_matrix_op &op) {
+  return p.operands[op.kind == STEEPEST_MATRIX_NORM ? op.a : op.d];
 }
 
 int64_t terms_of(const steepest_matrix_program &p, const steepest_matrix_op &op) {
@@ -61,7 +71,7 @@ struct Spread {
     double work = 0, largest = 0;  // of one matrix, of one operation
     for (int64_t i = 0; i < p.num_ops; ++i) {
       const steepest_matrix_op &op = p.ops[i];
-      const steepest_matrix_operand &d = p.operands[op.d];
+      const steepest_matrix_operand &d = shape_of(p, op);
       // An element of an elementwise operation takes about as long as 32 operations of a product.
       const double each = is_product(op) ? (op.kind == STEEPEST_MATRIX_SYMMETRIC ? 1.0 : 2.0) * terms_of(p, op) : 32.0;
       const double cost = each * static_cast<double>(d.rows) * static_cast<double>(d.cols);
@@ -97,15 +107,15 @@ class Chain {
   void take(int64_t matrix) { matrix_ = matrix; }
 
   int64_t tasks(const steepest_matrix_op &op) const {
-    const steepest_matrix_operand &d = p_.operands[op.d];
+    const steepest_matrix_operand &d = shape_of(p_, op);
     if (is_product(op)) return product_tasks(d.rows, d.cols, op.kind == STEEPEST_MATRIX_SYMMETRIC, side(op));
     return (d.rows + rows_per_task(d) - 1) / rows_per_task(d);
   }
 
   // Returns the floating-point operations of products.
   int64_t run(const steepest_matrix_op &op, int phase, int64_t task, char *buffers) const {
-    return p_.operands[op.d].dtype == STEEPEST_MATRIX_FLOAT64 ? run_as<double>(op, phase, task, buffers)
-                                                              : run_as<float>(op, phase, task, buffers);
+    return shape_of(p_, op).dtype == STEEPEST_MATRIX_FLOAT64 ? run_as<double>(op, phase, task, buffers)
+                                                             : run_as<float>(op, phase, task, buffers);
   }
 
  private:
@@ -147,11 +157,13 @@ class Chain {
                                   side(op)};
       return run_product_task(product, task, *reinterpret_cast<Buffers<T> *>(buffers));
     }
-    const steepest_matrix_operand &shape = p_.operands[op.d];
+    const steepest_matrix_operand &shape = shape_of(p_, op);
     const int64_t begin = task * rows_per_task(shape), end = std::min(shape.rows, begin + rows_per_task(shape));
     switch (op.kind) {
       case STEEPEST_MATRIX_COMBINE: combine<T>(op, begin, end); break;
       case STEEPEST_MATRIX_NORMALISE: normalise<T>(op, phase, begin, end); break;
+      case STEEPEST_MATRIX_NORM: norm<T>(op, phase, begin, end); break;
+      case STEEPEST_MATRIX_DIVIDE: divide<T>(op, begin, end); break;
       default: symmetrise<T>(op, phase, begin, end);
     }
     return 0;
@@ -176,16 +188,38 @@ class Chain {
     }
   }
 
+  // The squares of float32 numbers, subnormal ones too, are within the range of double.
+  template <class T>
+  void sum_rows(const Operand<T> &a, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) sums_[i] = kernels<T>().sum_squares(a.at + i * a.ld, a.cols);
+  }
+
+  double total_of(int64_t rows) const {
+    double total = 0;
+    for (int64_t i = 0; i < rows; ++i) total += sums_[i];
+    return total;
+  }
+
+  template <class T>
+  void norm(const steepest_matrix_op &op, int phase, int64_t begin, int64_t end) const {
+    const Operand<T> a = operand<T>(op.a);
+    if (phase == 0) return sum_rows(a, begin, end);
+    const double total = begin == 0 ? total_of(a.rows) : 0;
+    if (begin == 0) *operand<double>(op.d).at = std::isfinite(total) ? std::sqrt(total) : std::nan("");
+  }
+
+  template <class T>
+  void divide(const steepest_matrix_op &op, int64_t begin, int64_t end) const {
+    const Operand<T> d = operand<T>(op.d), a = operand<T>(op.a);
+    const double by = *operand<double>(op.b).at, factor = op.alpha / std::pow(by == 0 ? 1.0 : by, op.gamma);
+    for (int64_t i = begin; i < end; ++i) kernels<T>().scale(a.at + i * a.ld, d.at + i * d.ld, d.cols, factor);
+  }
+
   template <class T>
   void normalise(const steepest_matrix_op &op, int phase, int64_t begin, int64_t end) const {
     const Operand<T> d = operand<T>(op.d), a = operand<T>(op.a);
-    if (phase == 0) {
-      for (int64_t i = begin; i < end; ++i) sums_[i] = kernels<T>().sum_squares(a.at + i * a.ld, a.cols);
-      return;
-    }
-    double total = 0;
-    for (int64_t i = 0; i < a.rows; ++i) total += sums_[i];
-    // The squares of float32 numbers, subnormal ones too, are within the range of double.
+    if (phase == 0) return sum_rows(a, begin, end);
+    const double total = total_of(a.rows);
     const double factor = std::isfinite(total) ? op.alpha / std::sqrt(total > 0 ? total : 1.0)
                                                : std::numeric_limits<double>::quiet_NaN();
     for (int64_t i = begin; i < end; ++i) kernels<T>().scale(a.at + i * a.ld, d.at + i * d.ld, d.cols, factor);

@@ -70,6 +70,14 @@ class NoisyVerbs:
         rest = diagonal * torch.eye(a.shape[-1], dtype=a.dtype) if diagonal else 0.0
         return self.stored(alpha * a + rest + (0.0 if c is None else beta * c))
 
+    def norm(self, a):
+        """Summed in float64, whatever the working precision."""
+        return torch.linalg.matrix_norm(a, keepdim=True)
+
+    def divided(self, a, by, *, power, factor):
+        """The divisor is rounded with the quotient, or not at all."""
+        return self.stored(a / (by.where(by != 0, 1) ** power * factor))
+
 
 def rounding_estimate(
     algorithm, x: torch.Tensor, dtype: torch.dtype, *, draws: int, seed: int, mirrored: bool = False

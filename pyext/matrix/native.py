@@ -121,6 +121,15 @@ class Recorder:
         d = self.append(lib.MATRIX_NORMALISE, 0, self.operand(y.rows, y.cols, y.dtype), y, None, None, factor)
         return d.mT if x.transposed else d
 
+    def norm(self, a: Handle) -> Handle:
+        return self.append(lib.MATRIX_NORM, 0, self.operand(1, 1, torch.float64), a, None, None)
+
+    def divided(self, a: Handle, by: Handle, *, power: float, factor: float) -> Handle:
+        y = a.mT if a.transposed else a
+        d = self.operand(y.rows, y.cols, y.dtype)
+        self.append(lib.MATRIX_DIVIDE, 0, d, y, by, None, 1 / factor, 0.0, power)
+        return d.mT if a.transposed else d
+
     def symmetrised(self, a: Handle) -> tuple[Handle, Handle]:
         d, sizes = self.operand(a.rows, a.rows, a.dtype), self.operand(1, 2, torch.float64)
         self.append(lib.MATRIX_SYMMETRISE, 0, d, a, None, sizes)

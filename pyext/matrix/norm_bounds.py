@@ -29,8 +29,8 @@ NORMS = ("frobenius", "schatten4", "schatten8")
 #     schatten8     .45   .30   .22   .16          .24           .17
 # So a tighter norm is worth half a step over these, and where most singular values are of one size a whole one.
 # Measured on Gaussian matrices, two cores: 4 steps in schatten8 against polar-express × 5, that error and the time
-#     768 × 3072        .061 for .088, 129 ms for 136        512 × 512        .086 for .114, 16.9 ms for 22.1
-#     256 × (64 × 64)   .086 for .103, 17.0 ms for 17.7
+#     768 × 3072        .052 for .088,  89 ms for  95        512 × 512        .083 for .107, 12.6 ms for 15.6
+#     256 × (64 × 64)   .081 for .103, 8.3 ms for 9.1        1024 × 1024      .078 for .124,   95 ms for  118
 TUNED_LOWER = {
     "frobenius": (1.4e-3, 3.0e-2, 9.5e-3, 3.6e-3, 1.4e-3, 5.3e-4, 2.0e-4, 4.4e-5),
     "schatten4": (1.2e-1, 3.6e-2, 1.2e-2, 4.4e-3, 1.7e-3, 6.5e-4, 2.0e-4, 4.4e-5),
@@ -71,19 +71,15 @@ def tightened(x: Tensor, m: Tensor, norm: str, verbs: Verbs) -> tuple[Tensor, Te
     if norm == "frobenius":
         return x, m, None
     square = verbs.symmetric_product(m, m) if norm == "schatten8" else None
-    size = torch.linalg.vector_norm((m if square is None else square).flatten(1), dim=1, dtype=torch.float64)
-    nu = size ** (0.5 if square is None else 0.25) * (1 + margin(m.dtype))
-    nu = nu.where(nu != 0, 1)[:, None, None]
-    scaled = [_divided(y, nu**k) for y, k in ((x, 1), (m, 2))]
-    return *scaled, None if square is None else _divided(square, nu**4)
+    size = verbs.norm(m if square is None else square)
+
+    def divided(y, k):
+        """y / νᵏ."""
+        return verbs.divided(y, size, power=k * (0.5 if square is None else 0.25), factor=(1 + margin(m.dtype)) ** k)
+
+    return divided(x, 1), divided(m, 2), None if square is None else divided(square, 4)
 
 
 def margin(dtype: torch.dtype) -> float:
     """By how much ν exceeds the computed norm: what rounding may add after the norm is known (`polar.normalised`)."""
     return max(NORM_MARGIN, 2 * torch.finfo(dtype).eps)
-
-
-def _divided(y: Tensor, by: Tensor) -> Tensor:
-    if y.dtype in (torch.float32, torch.float64):
-        return y / by.to(y.dtype)
-    return (y.float() / by.float()).to(y.dtype)

@@ -91,8 +91,8 @@ def polar(
         schedules are used as given: choose one with slack.
     form: "auto" takes "plain" or "gram", whichever needs fewer FLOPs. The Gram form is refused in bfloat16, whose
         rounding drives eigenvalues of the Gram matrix below zero, unless form="gram" is given with force=True.
-    backend: "auto" (on the CPU the C library's kernels, `native_wins`, or torch's products, also for Schatten norms;
-        Triton on CUDA; torch for float64), "native", "torch" or "triton".
+    backend: "auto" (on the CPU the C library's kernels, `native_wins`, or torch's products; Triton on CUDA; torch for
+        float64), "native", "torch" or "triton".
 
     Accuracy: a rounding error made on the way is amplified by the steps that follow, by up to `slope` in all. So in
     float32 a 768 × 3072 Gaussian comes out within 3.6e-6 of the same polynomials in float64, in relative Frobenius
@@ -167,7 +167,7 @@ def plan(
 @lru_cache(maxsize=1024)
 def _plan(shape, dtype, device_type, schedule, steps, lower, tol, norm, working, form, force, backend) -> Plan:
     working = _working_dtype(dtype, device_type, working)
-    backend = _choose_backend(device_type, working, backend, norm)
+    backend = _choose_backend(device_type, working, backend)
     schedule = _resolve(schedule, steps, lower, tol, norm, working)
     n, m = sorted(shape[-2:])
     if backend == "native":
@@ -267,14 +267,12 @@ def _working_dtype(dtype, device_type, working) -> torch.dtype:
     return working
 
 
-def _choose_backend(device_type, working, backend, norm) -> str:
+def _choose_backend(device_type, working, backend) -> str:
     if backend not in ("auto", "native", "torch", "triton"):
         raise ValueError(f"polar: backend must be 'auto', 'native', 'torch' or 'triton', got {backend!r}")
     if backend == "native" and (device_type != "cpu" or working is not torch.float32):
         raise ValueError(f"polar: backend 'native' needs a CPU tensor and float32; got {device_type}, {working}")
-    if backend == "native" and norm != "frobenius":  # found from numbers, which a recorded program does not see
-        raise ValueError(f"polar: backend 'native' needs norm='frobenius', got {norm!r}; use backend='torch'")
-    if backend == "auto" and device_type == "cpu" and native_wins(working) and norm == "frobenius":
+    if backend == "auto" and device_type == "cpu" and native_wins(working):
         return "native"
     triton_can = device_type == "cuda" and working is not torch.float64
     if backend == "triton" and not triton_can:
@@ -385,7 +383,7 @@ def _polynomial(verbs: Verbs, m: Tensor, row, square: Tensor | None = None) -> t
     z, alpha = m, row[-1]
     for c in row[-2:0:-1]:
         if square is not None:
-            z, alpha, square = torch.add(m * c, square, alpha=alpha), 1.0, None
+            z, alpha, square = verbs.combination(m, alpha=c, beta=alpha, c=square), 1.0, None
             continue
         z, alpha = verbs.symmetric_product(z, m, alpha=alpha, beta=c, c=m), 1.0
     return z, alpha, row[0]

@@ -58,6 +58,12 @@ class Verbs(Protocol):
     ) -> Tensor:
         """alpha·A + beta·C + diagonal·I in `dtype`, by default a's; may be `a` itself where nothing changes."""
 
+    def norm(self, a: Tensor) -> Tensor:
+        """‖A‖_F, summed in float64: (..., 1, 1) in float64."""
+
+    def divided(self, a: Tensor, by: Tensor, *, power: float, factor: float) -> Tensor:
+        """A / (factor·by^power) for `by` as `norm` gives it, 0 counting as 1."""
+
     def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """(Y, sizes): Y = (A + Aᵀ) / (2 r), r the largest row sum of |A + Aᵀ| / 2: no eigenvalue of Y exceeds 1, the
         largest is at least 1/√n. sizes (..., 1, 2) in float64: r and ‖Y‖_F. Zero gives zero, NaN or Inf NaN."""
@@ -88,6 +94,15 @@ class TensorVerbs:
             out = out.clone() if out is a else out
             out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         return out
+
+    def norm(self, a: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(a.flatten(1), dim=1, dtype=torch.float64)[:, None, None]
+
+    def divided(self, a: Tensor, by: Tensor, *, power: float, factor: float) -> Tensor:
+        by = by.where(by != 0, 1) ** power * factor
+        if a.dtype in (torch.float32, torch.float64):
+            return a / by.to(a.dtype)
+        return (a.float() / by.float()).to(a.dtype)
 
     def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
         # By max |a| first, so that no sum leaves the range.

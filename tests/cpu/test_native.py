@@ -125,6 +125,37 @@ def test_normalising_and_symmetrising_keep_to_the_range(scale):
     torch.testing.assert_close(sizes[:, 0, 1], torch.linalg.matrix_norm(exact), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (5, 70), (300, 513)])
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_dividing_by_a_norm(shape, power):
+    """The squares are summed in double, rows one after another: so many additions err by half a unit each at most."""
+    x = normal(3, *shape)
+    x[0] = 0
+    norm, y = NativeVerbs().run(_divided_by_its_norm, (x,), (power, 1.5))
+    exact = torch.linalg.matrix_norm(x.double(), keepdim=True)
+    torch.testing.assert_close(norm, exact, rtol=sum(shape) * 2.0**-53, atol=0)
+    expected = x.double() / (1.5 * exact.where(exact != 0, 1) ** power)
+    assert ((y - expected).abs() <= 1.01 * 2.0**-24 * expected.abs()).all()
+    assert torch.equal(NativeVerbs().run(_divided_by_its_norm_transposed, (x,), (power, 1.5)), y.mT)
+
+
+def _divided_by_its_norm(verbs, x, power, factor):
+    norm = verbs.norm(x)
+    return norm, verbs.divided(x, norm, power=power, factor=factor)
+
+
+def _divided_by_its_norm_transposed(verbs, x, power, factor):
+    return verbs.divided(x.mT, verbs.norm(x), power=power, factor=factor)
+
+
+def test_a_norm_of_what_is_not_finite_is_nan_and_so_is_all_that_it_divides():
+    x = normal(3, 6, 6)
+    x[0, 5, 0], x[1, 0, 5] = math.nan, math.inf
+    norm, y = NativeVerbs().run(_divided_by_its_norm, (x,), (1.0, 1.0))
+    assert norm.isnan().flatten().tolist() == [True, True, False]
+    assert y[:2].isnan().all() and y[2].isfinite().all()
+
+
 @pytest.mark.parametrize("n", [5, 64])
 def test_zero_stays_zero_and_what_is_not_finite_is_all_nan(n):
     x = normal(4, n, n)
@@ -300,6 +331,9 @@ def op(kind=lib.MATRIX_SYMMETRIC, flags=0, d=2, a=0, b=0, c=-1, alpha=1.0, beta=
         ([SQUARE, (-1, 4, FLOAT), SCRATCH], [op()], "operands[1] is -1 x 4"),
         ([SQUARE, (4, 4, 5), SCRATCH], [op()], "operands[1].dtype is 5"),
         ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_SYMMETRISE, c=1)], "ops[0].c is 4 x 7, expected 1 x 2 of"),
+        ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_NORM)], "ops[0].d is 4 x 4, expected 1 x 1 of FLOAT64"),
+        ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_DIVIDE, b=-1)], "ops[0].b is -1"),
+        ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_DIVIDE, b=1)], "ops[0].b is 4 x 7, expected 1 x 1 of FLOAT64"),
     ],
 )  # fmt: skip
 def test_a_wrong_program_is_refused_before_anything_is_written(operands, ops, message):

@@ -22,6 +22,21 @@ from steepest.schedules import NORM_MARGIN, minimax, named
 F64 = torch.float64
 
 
+@pytest.mark.parametrize("norm", ["schatten4", "schatten8"])
+@pytest.mark.parametrize("shape", [(3, 20, 33), (3, 33, 20), (1, 130, 400)])
+def test_the_c_library_s_programs_take_every_norm(norm, shape):
+    """The same polynomials in another order of sums, within their bound, alone as in a batch."""
+    x = zoo.matrix("exponential", *shape[1:], seed=1)[0].expand(shape).contiguous()
+    x[0] = 0
+    options = dict(schedule="tuned", norm=norm, steps=4)
+    todo = plan(x.shape, **options, backend="native")
+    y = polar(x, **options, backend="native")
+    for one, given in zip(y, x):
+        exact = reference.polar(given, schedule=todo.schedule, norm=norm, dtype=F64)
+        assert (one.double() - exact).norm() <= rounding_bound(todo, given)
+        assert torch.equal(one, polar(given, **options, backend="native"))
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("spectrum", ["gaussian", "exponential", "rank one", "zero", "orthogonal"])
 def test_the_norm_that_is_used_is_the_schatten_norm_with_its_margin(spectrum, norm):

@@ -206,7 +206,7 @@ LISTED = (
     ),
     Target(
         "pyext/matrix/norm_bounds.py", "polar", ("cpu",), (NORM_BOUNDS,),
-        functions=("initial_size", "tightened", "margin", "_divided"),
+        functions=("initial_size", "tightened", "divided", "margin"),
     ),
     Target(
         "pyext/matrix/verbs.py",

@@ -36,7 +36,11 @@ typedef enum steepest_matrix_kind {
   STEEPEST_MATRIX_NORMALISE = 3,
   /* D = alpha (A + A^T) / (2 r), r the largest row sum of |A + A^T| / 2; zeros for zeros, all NaN where A is not finite.
    * C, 1 x 2 doubles, is written: r and ||D||_F */
-  STEEPEST_MATRIX_SYMMETRISE = 4
+  STEEPEST_MATRIX_SYMMETRISE = 4,
+  /* D, 1 x 1 doubles, = ||A||_F, the sum in double; NaN where A is not finite */
+  STEEPEST_MATRIX_NORM = 5,
+  /* D = alpha A / B^gamma, B 1 x 1 doubles, 0 counting as 1 */
+  STEEPEST_MATRIX_DIVIDE = 6
 } steepest_matrix_kind;
 
 enum { STEEPEST_MATRIX_TRANSPOSE_A = 1, STEEPEST_MATRIX_TRANSPOSE_B = 2 };
