@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from steepest import check
 from steepest._native import lib
 from steepest.storage import PLAIN, Storage
@@ -120,6 +122,11 @@ def numbers(where: str, *, betas=None, **values) -> dict[str, float]:
     if found.get("alpha", 0) > 1:
         raise ValueError(f"{where}: alpha is {found['alpha']}, expected a number in [0, 1]")
     return found
+
+
+def live_number(value, live: bool):
+    """A group's number for arithmetic on tensors: a float, or a 0-dim float64 tensor where tensors are to stay there."""
+    return value.detach().reshape(()).double() if live and isinstance(value, Tensor) else float(value)
 
 
 def hyper_fields(values: dict[str, float]) -> tuple[float, ...]:

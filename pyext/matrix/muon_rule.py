@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from steepest import rules
 from steepest.matrix.polar import polar
 
 SCALES: dict[str, Callable[[int, int], float]] = {
@@ -55,17 +56,42 @@ def factors(group: dict, parts: list[Tensor]) -> list[Tensor]:
     return list(found.split([len(part) for part in parts]))
 
 
+def multipliers(group: dict, rows: int, columns: int) -> tuple[float | Tensor, float | Tensor]:
+    """(1 - lr weight_decay, -lr scale(rows, columns)), by which W and its polar factor enter the step.
+
+    Numbers; of a capturable group 0-dim float64 tensors where lr or weight_decay is one, so that nothing is waited for
+    and a replayed graph sees their values of that time.
+    """
+    scale = group["scale"] if callable(group["scale"]) else SCALES[group["scale"]]
+    lr, decay = (rules.live_number(group[name], group.get("capturable", False)) for name in ("lr", "weight_decay"))
+    return 1 - lr * decay, -lr * scale(rows, columns)
+
+
 def apply(group: dict, rows: int, columns: int, targets: list[Tensor], steps: list[Tensor]) -> None:
     """W <- W (1 - lr weight_decay) - lr scale(rows, columns) polar(U), for parts of matrices of this shape.
 
     cautious: decay only where the step moves towards zero.
     """
-    scale = group["scale"] if callable(group["scale"]) else SCALES[group["scale"]]
-    lr, decay = float(group["lr"]), group["weight_decay"]
+    keep, size = multipliers(group, rows, columns)
+    cautious = group["cautious"] and not (isinstance(keep, float) and keep == 1.0)
     steps = [step.reshape(t.shape).to(t.dtype) for step, t in zip(steps, targets)]
-    if group["cautious"] and decay:
-        kept = [torch.where(step * t > 0, 1 - lr * decay, 1.0) for step, t in zip(steps, targets)]
+    if isinstance(keep, Tensor) or isinstance(size, Tensor):
+        _apply_live(keep, size, cautious, targets, steps)
+        return
+    if cautious:
+        kept = [torch.where(step * t > 0, keep, 1.0) for step, t in zip(steps, targets)]
         torch._foreach_mul_(targets, kept)
     else:
-        torch._foreach_mul_(targets, 1 - lr * decay)
-    torch._foreach_add_(targets, steps, alpha=-lr * scale(rows, columns))
+        torch._foreach_mul_(targets, keep)
+    torch._foreach_add_(targets, steps, alpha=size)
+
+
+def _apply_live(keep, size, cautious: bool, targets: list[Tensor], steps: list[Tensor]) -> None:
+    """The same in float32 at least, rounded once: a tensor as a factor would be rounded to the weights' dtype first,
+    and 1 - lr weight_decay is 1 in bfloat16."""
+    for t, step in zip(targets, steps):
+        dtype = torch.promote_types(t.dtype, torch.float32)
+        wide, change = t.to(dtype), step.to(dtype)
+        keep_here = keep.to(wide) if isinstance(keep, Tensor) else keep
+        kept = torch.where(change * wide > 0, keep_here, 1.0) if cautious else keep_here
+        t.copy_(wide * kept + change * (size.to(wide) if isinstance(size, Tensor) else size))

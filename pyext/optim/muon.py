@@ -17,7 +17,7 @@ from steepest.optim.adamw import AdamW
 from steepest.optim.base import FusedOptimizer, run_closure
 from steepest.optim.muon_fused import FusedSteps, takes
 from steepest.optim.muon_matrices import Piece, normalised_rows, pieces, row_shape
-from steepest.optim.options import shared_defaults
+from steepest.optim.options import shared_defaults, without_tensors
 from steepest.optim.split import Assignment, assign
 from steepest.optim.table import NO_SCALARS
 
@@ -58,6 +58,8 @@ class Muon(FusedOptimizer):
             in Li et al. 2025, arXiv 2510.05491; None: not), and the whole brought back to its Frobenius norm.
         momentum_dtype: torch.float32 or torch.bfloat16, which halves the state; None: the parameter's dtype.
         adamw: options of the AdamW groups: lr (1e-3), betas (0.9, 0.999), eps (1e-8), weight_decay (1e-2).
+        capturable: steps can be captured in a CUDA graph, once a few have been taken: AdamW counts on the device, and lr,
+            weight_decay and AdamW's betas may be tensors of one element, which each replay reads anew.
         process_group: the ranks that hold plain parameters alike, as DistributedDataParallel's do: they share the work.
 
     Matrices that are DTensors (FSDP2, HSDP, tensor parallel) are shared out among the ranks of their mesh: each goes
@@ -98,6 +100,7 @@ class Muon(FusedOptimizer):
         normuon: float | None = None,
         momentum_dtype: torch.dtype | None = None,
         process_group=None,
+        capturable: bool = False,
     ):
         unknown = set(adamw or ()) - set(ADAMW_DEFAULTS)
         if unknown:
@@ -105,9 +108,11 @@ class Muon(FusedOptimizer):
         self._muon_defaults = dict(
             lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, schedule=schedule, steps=steps,
             scale=scale, norm=norm, matrices=matrices, cautious=cautious, normuon=normuon,
-            momentum_dtype=momentum_dtype,
+            momentum_dtype=momentum_dtype, capturable=capturable,
         )  # fmt: skip
-        self._adamw_defaults = {**ADAMW_DEFAULTS, **(adamw or {}), "amsgrad": False, **ADAMW_SHARED}
+        self._adamw_defaults = {
+            **ADAMW_DEFAULTS, **(adamw or {}), "amsgrad": False, **ADAMW_SHARED, "capturable": capturable
+        }  # fmt: skip
         self.split: list[Assignment] = []
         self._fused, self.process_group, self._spread = FusedSteps(), process_group, None
         groups, self.split = self._split_groups(params)
@@ -150,6 +155,7 @@ class Muon(FusedOptimizer):
 
     def _check_group(self, number: int, group: dict) -> None:
         where = f"Muon: param group {number}"
+        group, _ = without_tensors(where, group)
         if group["algorithm"] == "adamw":
             AdamW.kind.numbers(where, group)
             return
@@ -221,8 +227,7 @@ class Muon(FusedOptimizer):
         params = [p for p in own if p.grad is not None and p.numel()]
         fused = [p for p in params if takes(group, p, self._buffer(group, p))]
         if fused:
-            scale = group["scale"] if callable(group["scale"]) else SCALES[group["scale"]]
-            self._fused.step(number, group, fused, [self._buffer(group, p) for p in fused], scale)
+            self._fused.step(number, group, fused, [self._buffer(group, p) for p in fused])
             taken = {id(p) for p in fused}
             params = [p for p in params if id(p) not in taken]
         if not params:

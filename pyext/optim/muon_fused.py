@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from steepest.matrix import muon_rule
 from steepest.matrix.polar import plan
 from steepest.optim.muon_matrices import pieces
 
@@ -40,7 +41,7 @@ class FusedSteps:
     def __init__(self):
         self.kept: dict[tuple, object] = {}
 
-    def step(self, number: int, group: dict, params: list[Tensor], buffers: list[Tensor], scale) -> None:
+    def step(self, number: int, group: dict, params: list[Tensor], buffers: list[Tensor]) -> None:
         from steepest.matrix.fused_muon import FusedMuon
 
         buckets: dict[tuple, tuple[list, list, list]] = {}
@@ -50,7 +51,6 @@ class FusedSteps:
                 for role, t in zip(buckets.setdefault(key, ([], [], [])), (p.detach(), p.grad, buffer)):
                     part = t.narrow(0, piece.start, piece.length)
                     role += part.view(piece.batch, piece.rows, piece.columns).unbind()
-        lr, decay = float(group["lr"]), group["weight_decay"]
         for key, roles in buckets.items():
             _, rows, columns, *_, device = key
             found = self.kept.get(key)
@@ -60,5 +60,7 @@ class FusedSteps:
                 same = found is not None and len(found.params) == len(roles[0])
                 found = FusedMuon(*roles, todo, found.momentum.prescale if same else None)
                 self.kept[key] = found
-            hyper = torch.tensor([1 - lr * decay, -lr * scale(rows, columns)]).to(device, non_blocking=True)
+            hyper = torch.empty(2, device=device)
+            for place, value in zip(hyper, muon_rule.multipliers(group, rows, columns)):
+                place.fill_(value)  # a copy from the host could not be captured in a graph
             found.step(hyper, group["momentum"], group["nesterov"], cautious=group["cautious"])

@@ -47,6 +47,8 @@ class NormedDescent(FusedOptimizer):
         normalized: every step has norm lr; False multiplies by the dual norm of the gradient.
         weight_decay: decoupled, >= 0.
         maximize: ascend.
+        capturable: steps can be captured in a CUDA graph; lr and weight_decay may be tensors of one element, which each
+            replay reads anew.
 
     Raises:
         ValueError, TypeError: wrong numbers or norm, sparse gradients, gradients of another dtype; before any change.
@@ -61,9 +63,11 @@ class NormedDescent(FusedOptimizer):
 
     def __init__(
         self, params, lr: float = 1e-2, norm: str = "l2", normalized: bool = True, weight_decay: float = 0.0, *,
-        maximize: bool = False,
+        maximize: bool = False, capturable: bool = False,
     ):  # fmt: skip
-        defaults = dict(lr=lr, norm=norm, normalized=normalized, weight_decay=weight_decay, maximize=maximize)
+        defaults = dict(
+            lr=lr, norm=norm, normalized=normalized, weight_decay=weight_decay, maximize=maximize, capturable=capturable
+        )  # fmt: skip
         super().__init__(params, defaults)
 
     def _check_group(self, number: int, group: dict) -> None:
@@ -119,14 +123,18 @@ def _check_rows(op: str, params: Sequence[Tensor], grads: Sequence[Tensor]) -> N
 
 
 def _step(params: list[Tensor], grads: list[Tensor], group: dict) -> None:
-    lr = float(group["lr"]) * (-1.0 if group["maximize"] else 1.0)
+    lr, decay = (rules.live_number(group[name], group.get("capturable", False)) for name in ("lr", "weight_decay"))
     for p, g in zip(params, grads):
         if not p.numel():
             continue
         g = g.to(torch.promote_types(p.dtype, torch.float32))
         step, size = _direction(g, group["norm"])
-        new = p.to(g.dtype) * (1 - float(group["lr"]) * group["weight_decay"])
-        p.copy_(new.sub_(step if group["normalized"] else step * size, alpha=lr))
+        step = step if group["normalized"] else step * size
+        new = p.to(g.dtype) * (1 - lr * decay)
+        if isinstance(lr, Tensor):
+            p.copy_(new.add_(step * lr) if group["maximize"] else new.sub_(step * lr))
+        else:
+            p.copy_(new.sub_(step, alpha=-lr if group["maximize"] else lr))
 
 
 def _direction(g: Tensor, norm: str) -> tuple[Tensor, Tensor]:

@@ -363,3 +363,64 @@ def test_native_calls_check_what_is_counted():
     with pytest.raises(ValueError, match="live values need counters"):
         lib.step(reader, [[p], [g]], live.native([(hyper_fields({"lr": 1.0}), 1)], None))
     assert torch.equal(p, torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, dict(cautious=True, nesterov=False), dict(normuon=0.95, scale="spectral")])
+def test_muon_reads_its_learning_rate_where_it_is(options, dtype, on_device, monkeypatch):
+    """Momentum and polar factors do not depend on the weights.  A step rounds four times the eager way (the product by
+    1 - lr weight_decay, the factor on the change, their sum, storing), three times the capturable one: 4 u |W| each,
+    for weights of at most 4."""
+    sides = []
+    for live in (False, True):
+        generator = torch.Generator().manual_seed(1)
+        shapes = ((12, 7), (7, 12), (5,), (3, 4, 4))
+        params = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+        lr, decay = (torch.tensor(0.0), torch.tensor(0.25)) if live else (0.0, 0.25)
+        optimizer = optim.Muon(
+            params, lr=lr, weight_decay=decay, matrices="stack", adamw=dict(lr=0.125), capturable=live, **options
+        )  # fmt: skip
+        assert [group["algorithm"] for group in optimizer.param_groups] == ["muon", "adamw"]
+        for t in range(5):
+            if live and t == 1:
+                on_device()  # the first step has made the states
+            set_gradients(params, t)
+            if live:
+                lr.fill_(0.125 * t)
+            else:
+                optimizer.param_groups[0]["lr"] = 0.125 * t
+            optimizer.step()
+        sides.append(params)
+    monkeypatch.undo()
+    before = torch.randn(12, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert (sides[1][0] - before).abs().max() > 0.1
+    for k, (p, q) in enumerate(zip(*sides)):
+        bound = 0 if k == 2 else 4 * 4 * torch.finfo(dtype).eps / 2 * 4
+        assert (p - q).abs().max() <= bound, k
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "spectral"])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_normed_descent_reads_its_learning_rate_where_it_is(norm, maximize, on_device, monkeypatch):
+    """The same directions; of sums in float32 one is rounded twice where the other is fused."""
+    sides = []
+    for live in (False, True):
+        params = parameters()
+        lr, decay = (torch.tensor(0.0), torch.tensor(0.25)) if live else (0.0, 0.25)
+        options = dict(norm=norm, normalized=norm != "linf", maximize=maximize, capturable=live)
+        optimizer = optim.NormedDescent(params, lr=lr, weight_decay=decay, **options)
+        for t in range(3):
+            if live and t == 1:
+                on_device()
+            set_gradients(params, 0)
+            if live:
+                lr.fill_(0.125 * t)
+            else:
+                optimizer.param_groups[0]["lr"] = 0.125 * t
+            optimizer.step()
+        sides.append(params)
+    monkeypatch.undo()
+    for p, q, start in zip(*sides, parameters()):
+        # Two steps, each rounding a product, a factor and a sum of numbers no larger than the largest weight ever.
+        largest = max([x.abs().max().item() for x in (p, start) if x.numel()], default=0)
+        assert not p.numel() or ((p - q).abs().max() <= 2 * 3 * 2**-24 * largest and not torch.equal(p, start))

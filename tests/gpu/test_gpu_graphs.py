@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 
 import pytest
@@ -89,6 +90,47 @@ def test_replayed_steps_equal_eager_ones_and_the_cpu_s(kind, kept):
             a, b = sides["cpu"][2].state[p], sides[side][2].state[q]
             assert all(torch.equal(a[key], b[key].cpu()) for key in a), side
             assert int(b["step"]) == 6
+
+
+def muon(params, lr, **options):
+    return optim.Muon(params, lr=lr, adamw=dict(lr=0.125), capturable=True, **options)
+
+
+def spectral(params, lr):
+    return optim.NormedDescent(params, lr=lr, norm="spectral", weight_decay=0.25, capturable=True)
+
+
+MATRIX_KINDS = {
+    "muon": muon,
+    "muon, normuon": functools.partial(muon, normuon=0.95),
+    "muon, tuned": functools.partial(muon, schedule="tuned", cautious=True),
+    "spectral descent": spectral,
+}
+
+
+@pytest.mark.parametrize("kind", MATRIX_KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_replayed_steps_of_matrices_equal_eager_ones(kind, dtype):
+    shapes = [(128, 64), (200, 333), (333, 200), (17,), *[(64, 64)] * 5]
+    sides = {}
+    for side in ("eager", "graph"):
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.randn(s, generator=generator).to("cuda", dtype).requires_grad_() for s in shapes]
+        lr = torch.tensor(0.0, device="cuda")
+        sides[side] = params, lr, MATRIX_KINDS[kind](params, lr)
+    graph = torch.cuda.CUDAGraph()
+    for t in range(6):
+        for side, (params, lr, optimizer) in sides.items():
+            set_gradients(params, t)
+            lr.fill_(0.125 / (t + 1))
+            if side != "graph" or t < 2:
+                optimizer.step()
+                continue
+            if t == 2:
+                with torch.cuda.graph(graph):
+                    optimizer.step()
+            graph.replay()
+    assert_same(sides["eager"][0], sides["graph"][0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
