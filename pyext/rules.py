@@ -125,7 +125,7 @@ def numbers(where: str, *, betas=None, **values) -> dict[str, float]:
 
 
 def live_number(value, live: bool):
-    """A group's number for arithmetic on tensors: a float, or a 0-dim float64 tensor where tensors are to stay there."""
+    """A group's number for arithmetic on tensors: a float, or a 0-dim float64 tensor where tensors remain."""
     return value.detach().reshape(()).double() if live and isinstance(value, Tensor) else float(value)
 
 

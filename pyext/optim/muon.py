@@ -58,7 +58,7 @@ class Muon(FusedOptimizer):
             in Li et al. 2025, arXiv 2510.05491; None: not), and the whole brought back to its Frobenius norm.
         momentum_dtype: torch.float32 or torch.bfloat16, which halves the state; None: the parameter's dtype.
         adamw: options of the AdamW groups: lr (1e-3), betas (0.9, 0.999), eps (1e-8), weight_decay (1e-2).
-        capturable: steps can be captured in a CUDA graph, once a few have been taken: AdamW counts on the device, and lr,
+        capturable: steps can be captured in a CUDA graph after the first few: AdamW counts on the device, and lr,
             weight_decay and AdamW's betas may be tensors of one element, which each replay reads anew.
         process_group: the ranks that hold plain parameters alike, as DistributedDataParallel's do: they share the work.
 
