@@ -1,4 +1,4 @@
-// ABI entry points: check every argument, compute derived scalars, dispatch to an engine.
+// The C interface's steps: check every argument, compute derived scalars, dispatch to an engine.
 #include "steepest/steepest.h"
 
 #include <algorithm>
@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "check.h"
 #include "engine/engine.h"
 #include "engine/live.h"
 #include "engine/status.h"
@@ -13,11 +14,6 @@
 
 namespace steepest {
 namespace {
-
-#define STEEPEST_REQUIRE(condition, ...)                                              \
-  do {                                                                                \
-    if (!(condition)) return fail(STEEPEST_ERROR_INVALID, __VA_ARGS__);               \
-  } while (0)
 
 const char *dtype_name(int32_t dtype) {
   switch (dtype) {
@@ -27,21 +23,6 @@ const char *dtype_name(int32_t dtype) {
     case STEEPEST_BLOCK8: return "8-bit block";
   }
   return "unknown";
-}
-
-steepest_status check_exec(const char *op, const steepest_exec *exec) {
-  STEEPEST_REQUIRE(exec, "%s: exec is NULL", op);
-  STEEPEST_REQUIRE(exec->struct_size >= sizeof(steepest_exec),
-                   "%s: exec->struct_size is %llu, expected at least %zu (set it with sizeof; ABI version %d)", op,
-                   static_cast<unsigned long long>(exec->struct_size), sizeof(steepest_exec), STEEPEST_ABI_VERSION);
-  STEEPEST_REQUIRE(exec->device == STEEPEST_CPU || exec->device == STEEPEST_CUDA,
-                   "%s: exec->device is %d, expected STEEPEST_CPU (0) or STEEPEST_CUDA (1)", op, exec->device);
-  STEEPEST_REQUIRE(exec->num_threads >= 0, "%s: exec->num_threads is %d, expected >= 0", op, exec->num_threads);
-#if !STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA)
-    return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: this build has no CUDA (configured without nvcc)", op);
-#endif
-  return STEEPEST_OK;
 }
 
 // The rule's flags and the names of its states, in the order of steepest_step_args.states.
@@ -92,16 +73,6 @@ steepest_status check_hyper(const char *op, const steepest_hyper &h, int64_t row
                    static_cast<long long>(h.step));
   return STEEPEST_OK;
 }
-
-// NULL, or an address that no element of that size can have (a GPU would fault on it).
-steepest_status check_address(const char *op, const char *role, long long row, const void *address, int size) {
-  STEEPEST_REQUIRE(address, "%s: %s[%lld] is NULL", op, role, row);
-  STEEPEST_REQUIRE(reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(size) == 0,
-                   "%s: %s[%lld] is at %p, expected a multiple of %d bytes", op, role, row, address, size);
-  return STEEPEST_OK;
-}
-
-int size_of(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : dtype == STEEPEST_BLOCK8 ? 1 : 2; }
 
 // A list of addresses that a call has, and how large its elements are.
 struct Role {
@@ -287,90 +258,6 @@ steepest_status step_counted(const StepCall &call, int32_t *index) {
   return STEEPEST_OK;
 }
 
-steepest_status check_survey_args(const char *op, const steepest_survey_args &a) {
-  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_survey_args), "%s: args->struct_size is %llu, expected at least %zu",
-                   op, static_cast<unsigned long long>(a.struct_size), sizeof(steepest_survey_args));
-  STEEPEST_REQUIRE(a.num_tensors >= 0 && (a.num_tensors == 0 || (a.numel && a.tensors)),
-                   "%s: num_tensors is %lld, numel and tensors must not be NULL", op,
-                   static_cast<long long>(a.num_tensors));
-  STEEPEST_REQUIRE(a.dtype >= STEEPEST_FLOAT32 && a.dtype <= STEEPEST_FLOAT16, "%s: dtype is %d", op, a.dtype);
-  STEEPEST_REQUIRE(a.q >= 1, "%s: q is %g, expected >= 1 or inf", op, a.q);
-  STEEPEST_REQUIRE(a.scale > 0 && a.scale <= 3.5e38, "%s: scale is %g, expected a finite number > 0", op, a.scale);
-  if (a.weights)
-    STEEPEST_REQUIRE(a.weight_dtype >= STEEPEST_FLOAT32 && a.weight_dtype <= STEEPEST_FLOAT16 && a.alpha >= 0 && a.eps >= 0,
-                     "%s: weight_dtype is %d, alpha %g, eps %g; expected a steepest_dtype and numbers >= 0", op,
-                     a.weight_dtype, a.alpha, a.eps);
-  STEEPEST_REQUIRE(!a.inner || (a.weights && a.q == 1 && a.scale == 1),
-                   "%s: an inner product with weights %p, q %g, scale %g; expected weights, 1 and 1", op,
-                   static_cast<const void *>(a.weights), a.q, a.scale);
-  for (int64_t i = 0; i < a.num_tensors; ++i) {
-    const long long k = i;
-    STEEPEST_REQUIRE(a.numel[i] >= 0, "%s: numel[%lld] is %lld, expected >= 0", op, k,
-                     static_cast<long long>(a.numel[i]));
-    if (a.numel[i] == 0) continue;
-    if (const steepest_status status = check_address(op, "tensors", k, a.tensors[i], size_of(a.dtype))) return status;
-    if (!a.weights) continue;
-    if (const steepest_status status = check_address(op, "weights", k, a.weights[i], size_of(a.weight_dtype))) return status;
-  }
-  return STEEPEST_OK;
-}
-
-steepest_status check_survey(const char *op, const steepest_exec *exec, const steepest_survey_args *args) {
-  clear_error();
-  if (const steepest_status status = check_exec(op, exec)) return status;
-  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
-  if (exec->device != STEEPEST_CPU)
-    return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: for the CPU only; steepest_measure is for both", op);
-  return check_survey_args(op, *args);
-}
-
-steepest_status check_measure(const char *op, const steepest_exec *exec, const steepest_measure_args *args) {
-  clear_error();
-  if (const steepest_status status = check_exec(op, exec)) return status;
-  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
-  const steepest_measure_args &a = *args;
-  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_measure_args), "%s: args->struct_size is %llu, expected at least %zu",
-                   op, static_cast<unsigned long long>(a.struct_size), sizeof(steepest_measure_args));
-  STEEPEST_REQUIRE(a.num_lists >= 0 && a.num_lists <= 1024 && (a.num_lists == 0 || a.lists),
-                   "%s: num_lists is %lld, expected 0 to 1024 lists that are not NULL", op,
-                   static_cast<long long>(a.num_lists));
-  STEEPEST_REQUIRE(a.q >= 1 && a.max_norm >= 0, "%s: q is %g, max_norm %g; expected q >= 1 or inf, max_norm >= 0", op, a.q,
-                   a.max_norm);
-  STEEPEST_REQUIRE(!a.count_largest || std::isinf(a.q), "%s: count_largest with q %g, expected inf", op, a.q);
-  for (int64_t i = 0; i < a.num_lists; ++i) {
-    const steepest_survey_args &list = a.lists[i];
-    if (const steepest_status status = check_survey_args(op, list)) return status;
-    STEEPEST_REQUIRE(list.q == a.q && (list.inner != 0) == (a.inner != 0) && list.scale == 1,
-                     "%s: lists[%lld] has q %g, inner %d, scale %g; expected %g, %d and 1", op, static_cast<long long>(i),
-                     list.q, list.inner, list.scale, a.q, a.inner);
-  }
-  return STEEPEST_OK;
-}
-
-steepest_status check_weight_norm(const char *op, const steepest_exec *exec, const steepest_weight_norm_args *args,
-                                  bool backward) {
-  clear_error();
-  if (const steepest_status status = check_exec(op, exec)) return status;
-  STEEPEST_REQUIRE(args, "%s: args is NULL", op);
-  const steepest_weight_norm_args &a = *args;
-  STEEPEST_REQUIRE(a.struct_size >= sizeof(steepest_weight_norm_args), "%s: args->struct_size is %llu, expected at least %zu",
-                   op, static_cast<unsigned long long>(a.struct_size), sizeof(steepest_weight_norm_args));
-  if (exec->device != STEEPEST_CPU) return fail(STEEPEST_ERROR_UNSUPPORTED, "%s: there is a kernel for the CPU only", op);
-  STEEPEST_REQUIRE(a.rows >= 0 && a.columns >= 0, "%s: rows is %lld, columns %lld, expected >= 0", op,
-                   static_cast<long long>(a.rows), static_cast<long long>(a.columns));
-  if (a.rows == 0 || a.columns == 0) return STEEPEST_OK;
-  const struct {
-    const char *name;
-    const void *address;
-    bool needed;
-  } lists[] = {{"v", a.v, true},           {"g", a.g, true},           {"norms", a.norms, true},  {"w", a.w, !backward},
-               {"grad_w", a.grad_w, backward}, {"grad_v", a.grad_v, backward}, {"grad_g", a.grad_g, backward}};
-  for (const auto &[name, address, needed] : lists)
-    if (needed)
-      if (const steepest_status status = check_address(op, name, 0, address, 4)) return status;
-  return STEEPEST_OK;
-}
-
 }  // namespace
 
 uint64_t step_workspace_bytes(const steepest_exec &exec, const steepest_step_args &args) {
@@ -418,9 +305,7 @@ steepest_status steepest_step(const steepest_exec *exec, const steepest_step_arg
   const char *op = "steepest_step";
   if (const steepest_status status = check_step(op, exec, args)) return status;
   const uint64_t needed = workspace_bytes(*exec, *args);
-  if (needed > 0 && (!workspace || available < needed))
-    return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
-                static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
+  if (const steepest_status status = check_workspace(op, workspace, available, needed)) return status;
   const int64_t rows = host_rows(*exec, *args);
   Extras *extras = nullptr;
   with_rule(args->rule, args->flags, [&](auto rule) {
@@ -446,86 +331,10 @@ steepest_status steepest_step_launches(const steepest_exec *exec, const steepest
   return STEEPEST_OK;
 }
 
-steepest_status steepest_survey_workspace_size(const steepest_exec *exec, const steepest_survey_args *args,
-                                               uint64_t *bytes) {
-  if (const steepest_status status = check_survey("steepest_survey_workspace_size", exec, args)) return status;
-  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_survey_workspace_size: bytes is NULL");
-  *bytes = static_cast<uint64_t>(cpu::survey_blocks(*args)) * sizeof(SurveyPart);
-  return STEEPEST_OK;
-}
-
-steepest_status steepest_survey(const steepest_exec *exec, const steepest_survey_args *args, void *workspace,
-                                uint64_t available, steepest_survey_result *result) {
-  const char *op = "steepest_survey";
-  if (const steepest_status status = check_survey(op, exec, args)) return status;
-  if (!result) return fail(STEEPEST_ERROR_INVALID, "%s: result is NULL", op);
-  const uint64_t needed = static_cast<uint64_t>(cpu::survey_blocks(*args)) * sizeof(SurveyPart);
-  if (needed > 0 && (!workspace || available < needed))
-    return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
-                static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
-  *result = cpu::survey(*exec, *args, static_cast<SurveyPart *>(workspace));
-  return STEEPEST_OK;
-}
-
-steepest_status steepest_measure_workspace_size(const steepest_exec *exec, const steepest_measure_args *args,
-                                                uint64_t *bytes) {
-  if (const steepest_status status = check_measure("steepest_measure_workspace_size", exec, args)) return status;
-  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_measure_workspace_size: bytes is NULL");
-  *bytes = static_cast<uint64_t>(measure_blocks(*args)) * sizeof(SurveyPart);
-  return STEEPEST_OK;
-}
-
-steepest_status steepest_measure(const steepest_exec *exec, const steepest_measure_args *args, void *workspace,
-                                 uint64_t available, steepest_measure_result *result) {
-  const char *op = "steepest_measure";
-  if (const steepest_status status = check_measure(op, exec, args)) return status;
-  if (const steepest_status status = check_address(op, "result", 0, result, 8)) return status;
-  const uint64_t needed = static_cast<uint64_t>(measure_blocks(*args)) * sizeof(SurveyPart);
-  if (needed > 0 && (!workspace || available < needed))
-    return fail(STEEPEST_ERROR_WORKSPACE, "%s: workspace of %llu bytes at %p, needed %llu", op,
-                static_cast<unsigned long long>(available), workspace, static_cast<unsigned long long>(needed));
-  auto *parts = static_cast<SurveyPart *>(workspace);
-#if STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA) return cuda::measure(*exec, *args, parts, result);
-#endif
-  cpu::measure(*exec, *args, parts, result);
-  return STEEPEST_OK;
-}
-
-steepest_status steepest_measure_launches(const steepest_exec *exec, const steepest_measure_args *args,
-                                          int64_t *launches) {
-  if (const steepest_status status = check_measure("steepest_measure_launches", exec, args)) return status;
-  if (!launches) return fail(STEEPEST_ERROR_INVALID, "steepest_measure_launches: launches is NULL");
-  *launches = 0;
-#if STEEPEST_WITH_CUDA
-  if (exec->device == STEEPEST_CUDA) *launches = cuda::measure_launches(*args);
-#endif
-  return STEEPEST_OK;
-}
-
-steepest_status steepest_weight_norm(const steepest_exec *exec, const steepest_weight_norm_args *args) {
-  if (const steepest_status status = check_weight_norm("steepest_weight_norm", exec, args, false)) return status;
-  cpu::weight_norm(*exec, *args);
-  return STEEPEST_OK;
-}
-
-steepest_status steepest_weight_norm_backward(const steepest_exec *exec, const steepest_weight_norm_args *args) {
-  if (const steepest_status status = check_weight_norm("steepest_weight_norm_backward", exec, args, true)) return status;
-  cpu::weight_norm_backward(*exec, *args);
-  return STEEPEST_OK;
-}
-
 steepest_status steepest_step_traffic(const steepest_exec *exec, const steepest_step_args *args, uint64_t *bytes) {
   if (const steepest_status status = check_step("steepest_step_traffic", exec, args)) return status;
   if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_step_traffic: bytes is NULL");
   *bytes = step_bytes(*args);
-  return STEEPEST_OK;
-}
-
-steepest_status steepest_survey_traffic(const steepest_exec *exec, const steepest_survey_args *args, uint64_t *bytes) {
-  if (const steepest_status status = check_survey("steepest_survey_traffic", exec, args)) return status;
-  if (!bytes) return fail(STEEPEST_ERROR_INVALID, "steepest_survey_traffic: bytes is NULL");
-  *bytes = survey_bytes(*args);
   return STEEPEST_OK;
 }
 

@@ -1,17 +1,12 @@
 // ABI entry points of steepest/matrix.h: check every number, then run.
 #include "steepest/matrix.h"
 
-#include "engine/status.h"
+#include "check.h"
 #include "matrix/kernels.h"
 #include "matrix/program.h"
 
 namespace steepest::matrix {
 namespace {
-
-#define STEEPEST_REQUIRE(condition, ...)                                \
-  do {                                                                  \
-    if (!(condition)) return fail(STEEPEST_ERROR_INVALID, __VA_ARGS__); \
-  } while (0)
 
 constexpr int64_t kMostSize = int64_t{1} << 31;
 
