@@ -80,9 +80,10 @@ def inverse_root(
     Accuracy: relative error in the Frobenius norm at most tol + 3 u κ / p with κ = 1/ridge and u the unit roundoff
     (steepest.conformance.root_bounds derives it).  On the CPU the two products whose rounding is amplified by κ, both
     in the first step, are in float64 where u κ / p exceeds tol.  (Rank 32 of 128, ridge 1e-6: 1.7e-3 with, 8.6e-3
-    without; newton 5.0e-3, eigh in float32 1.8e-2, whose bound has max(3, √n) for 3.)  With e that bound for a side,
-    L^(-1/4) G R^(-1/4) is off by at most (1 + e)² - 1, relatively; and |X^p S - I|₂ is at most (1 + tol)^p - 1 +
-    2 (3 + iterations) √n u κ: coupled Newton's 6 √n u κ at κ = 1e6 is what is seen here too.
+    without; newton 5.0e-3, eigh in float32 1.8e-2, whose bound has 2 r + u for 3 u, r the status's residual: what
+    LAPACK leaves depends on the spectrum.)  With e that bound for a side, L^(-1/4) G R^(-1/4) is off by at most
+    (1 + e)² - 1, relatively; and |X^p S - I|₂ is at most (1 + tol)^p - 1 + 2 (3 + iterations) √n u κ: coupled Newton's
+    6 √n u κ at κ = 1e6 is what is seen here too.
 
     Cost: `plan(...).products` products of n × n matrices, 22 for p = 4, ridge 1e-6, tol 1e-3; 16 for 1e-4; and some
     15 products with 8 columns for λ and the residual.  Memory besides the result: three copies of a, and scratch of
