@@ -253,12 +253,12 @@ def spectral_bound(sizes: Tensor, before: Tensor, after: Tensor) -> Tensor:
     Twice the best of PROBES power iterations, which is at most 2 |λ|max, and at least |λ|max but for a probability of
     1e-12 (`power_steps`); or the largest row sum, 1, or the Frobenius norm, both upper bounds, if smaller.
 
-    It starts from random vectors at every refresh.  A vector kept from the last one would make it neither tighter nor
-    save a product: the ridge is relative to lambda, so that products follow from (p, ridge, tol) alone.  Measured on 60
-    steps of Shampoo for the demo model (width 48, 3312 refreshes, beta2 0.5 to 0.999, every step or every 10th):
-    lambda / |λ|max was 1.04 in the median and at most 1.62, since the Frobenius norm of a statistic is close to it.  Two
-    steps from even the exact eigenvector of the last refresh gave less than half of |λ|max in 20 of 3216 (at least
-    0.23 of it), where M leaves [0, 1] and the block would keep a stale root; the other steps that they would save are
+    It starts from random vectors at every refresh.  A vector kept from the last one would make it no tighter and save
+    no product: the ridge is relative to λ, so that products follow from (p, ridge, tol) alone.  Measured on 60 steps of
+    Shampoo for the demo model (width 48, 3312 refreshes, beta2 from 0.5 to 0.999, in every step or every tenth):
+    λ / |λ|max was 1.04 in the median and 1.62 at most, since the Frobenius norm of a statistic is close to it.  Two
+    steps from even the exact eigenvector of the last refresh gave less than half of |λ|max in 20 of 3192 refreshes
+    (0.23 of it at least), where M would leave [0, 1] and the block keep a stale root.  The steps that it would save are
     6 % of the time at n = 16, 3 % at 128 and 0.7 % at 1024 (one core).
     """
     growth = torch.linalg.vector_norm(after, dim=2) / torch.linalg.vector_norm(before, dim=2).clamp(min=1e-30)
