@@ -21,8 +21,7 @@ root error    ||X - S^(-1/p)||_F / ||S^(-1/p)||_F <= e + 3 kappa u / p.  Roundin
               factor of 20 (one small eigenvalue among equal ones: up to 6 sqrt(n) u in that one, random spectra 0.3
               sqrt(n) u), so that no multiple of u alone is a bound; the op itself refuses r > 10 sqrt(n) u.  (Seen:
               1.54 r for 2 r, eight families, n from 2 to 200.)
-              The oracle is float64 eigh itself and may be off by its own share: sqrt(n) u, and where it judges float64
-              eigh, as much again as that.
+              The oracle is float64 eigh itself and may be off by its own share, which is 2 r + u of it, measured alike.
 residual      ||X^p S - I||_2 <= (1 + e)^p (1 + 2 (3 + K) sqrt(n) kappa u) - 1, K steps.  f(t)^p - 1 is certified.
               X is the root of S + D, so X^p S - I = -(S + D)^-1 D <= kappa ||D||_2 / ||S||_2.  A product that
               makes X, rounded by d, adds X^(p-1) d S: one-sided, it multiplies what d mixes of the largest eigenvalue
@@ -30,6 +29,9 @@ residual      ||X^p S - I||_2 <= (1 + e)^p (1 + 2 (3 + K) sqrt(n) kappa u) - 1, 
               sums of n terms; twice, since the products that make M turn its eigenvectors as well, which a cushion
               keeps that small (CUSHION in steepest.matrix.root_plan).  Seen: 5.7 sqrt(n) kappa u at 1e6 in float32 for
               16 sqrt(n), 12.7 at 1e12 in float64 for 28; Distributed Shampoo's coupled Newton 5.9 and 10.5.
+              kappa is here the largest condition among S and the M of all steps: where S is well conditioned but
+              the ridge small, steps take eigenvalues apart before they bring them together (n = 2, eigenvalues 1 and
+              1/2, ridge 1e-6, tol 1e-6: 94 u, of which kappa = 2 would allow 77 u).
               Storing X is one more, with the unit of its dtype.  p n u of float64 itself.
               eigh: (p + 2) (2 r + u) + p sqrt(n) u for the terms in kappa u.  X^p S = Q f Q^T Q f ... Q^T Q W Q^T has
               p factors Q^T Q = I + E and one Q Q^T, with ||E||_2 <= 2 r, and W Q's own error is ||D||_2 <= 2 r; each is
@@ -54,7 +56,7 @@ from steepest.conformance.bounds import number_format
 from steepest.conformance.noise import NoisyVerbs
 from steepest.conformance.registry import Figure
 from steepest.matrix.root_plan import RANGE_MARGIN, UNIT, RootPlan
-from steepest.matrix.roots import iterate
+from steepest.matrix.roots import _directions, iterate
 
 DEVIATIONS = 3
 DRAWS = 8
@@ -102,8 +104,9 @@ def figures(
 
     certified: the residual that the op returned, which the bounds of eigh are made of.
     """
-    t, q = eigen = shifted_spectrum(a, scale, ridge, absolute)
-    found, x, size, final = accuracy(x, eigen, scale, todo, certified)
+    known = torch.linalg.eigh((a.double() + a.double().mT) / 2)
+    t, q = shifted = shifted_spectrum(a, scale, ridge, absolute, known)
+    found, x, size, final = accuracy(x, shifted, scale, todo, oracle_share(a, known), certified)
     if todo.schedule is not None:
         unit = UNIT[todo.precision]
         nu = (1 + (ridge / scale if absolute else ridge)) / (1 - RANGE_MARGIN)
@@ -115,23 +118,38 @@ def figures(
     return found
 
 
-def perturbation(todo: RootPlan, n: int, certified: float | None) -> float:
+def oracle_share(a: torch.Tensor, eigen: Eigen) -> float:
+    """2 r + u for float64 eigh of A, r measured as `inverse_root` measures it: root mean squares over unit vectors v of
+    |Q Q^T v - v| and |(Q W Q^T - A) v| / |w|max, the larger."""
+    (w, q), wide = eigen, (a.double() + a.double().mT) / 2
+    v = _directions(len(w), torch.float64, torch.device("cpu"))
+    rotated, largest = v @ q, w.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    off = ((rotated @ q.mT - v).norm(), ((rotated * (w / largest)) @ q.mT - v @ (wide / largest)).norm())
+    return 2 * max(off).item() / math.sqrt(len(v)) + UNIT["float64"]
+
+
+def perturbation(todo: RootPlan, oracle: float, certified: float | None) -> float:
     """||D||_2 / ||S||_2 at most, D what rounding and the oracle's error are as a perturbation of S (see above)."""
-    oracle = max(CONSTANT, math.sqrt(n)) * UNIT["float64"]
     if todo.schedule is not None:
         return CONSTANT * UNIT[todo.precision] + oracle
-    return eigh_perturbation(todo, certified) + oracle
+    return 2 * certified + UNIT[todo.precision] + oracle
 
 
-def eigh_perturbation(todo: RootPlan, certified: float) -> float:
-    """2 r + u, twice where the oracle's eigh is as inexact."""
-    return (2 * certified + UNIT[todo.precision]) * (2 if todo.precision == "float64" else 1)
+def chain_condition(todo: RootPlan, t: torch.Tensor) -> float:
+    """The largest condition of S = M_1, M_2, ..., which eigenvalues t take through the steps of the plan."""
+    m, worst = t * (1 - RANGE_MARGIN) / t.max().clamp(min=1), 1.0
+    for row in todo.schedule.coefficients if todo.schedule else ():
+        worst = max(worst, (m.max() / m.min()).item())
+        m = m * sum(c * m**k for k, c in enumerate(row)) ** todo.p
+    return worst
 
 
-def accuracy(x: torch.Tensor, shifted: Eigen, scale: float, todo: RootPlan, certified: float | None = None):
+def accuracy(
+    x: torch.Tensor, shifted: Eigen, scale: float, todo: RootPlan, oracle: float, certified: float | None = None
+):
     """Root error and residual of x, the root of A, and what they are made of: (figures, x of S, |exact|_F, storing).
 
-    shifted: (eigenvalues, vectors) of S = A / scale + ridge, which `shifted_spectrum` gives.
+    shifted: (eigenvalues, vectors) of S = A / scale + ridge, which `shifted_spectrum` gives.  oracle: `oracle_share`.
     """
     (t, q), p, stored = shifted, todo.p, number_format(x.dtype)
     x = x.double() * scale ** (1 / p)  # the root of S
@@ -140,25 +158,27 @@ def accuracy(x: torch.Tensor, shifted: Eigen, scale: float, todo: RootPlan, cert
     final = stored.unit + stored.tiny * math.sqrt(x.numel()) * scale ** (1 / p) / size
     kappa = (t.max() / t.min()).item()
     certificate = todo.schedule.error if todo.schedule else 0.0
-    slack = perturbation(todo, len(t), certified)
+    slack = perturbation(todo, oracle, certified)
     error = (x - exact).norm().item() / size
     found = [Figure("root error", error, certificate + slack * (kappa / p + 4) + final, "relative")]
-    found.append(residual_figure(x, (q * t) @ q.mT, todo, kappa, final, certified))
+    found.append(residual_figure(x, shifted, todo, final, oracle, certified))
     return found, x, size, final
 
 
 def residual_figure(
-    x: torch.Tensor, s: torch.Tensor, todo: RootPlan, kappa: float, stored: float, certified: float | None
+    x: torch.Tensor, shifted: Eigen, todo: RootPlan, stored: float, oracle: float, certified: float | None
 ) -> Figure:
-    """x: the root of s, both float64; stored: the relative rounding of x's elements when it was stored."""
-    p, eye = todo.p, torch.eye(len(s), dtype=s.dtype)
+    """x: the root of S, which is `shifted`, float64; stored: the relative rounding of x's elements when stored."""
+    t, q = shifted
+    s, p, eye = (q * t) @ q.mT, todo.p, torch.eye(len(t), dtype=t.dtype)
+    kappa = max((t.max() / t.min()).item(), chain_condition(todo, t))
     found = torch.linalg.matrix_norm(torch.linalg.matrix_power(x, p) @ s - eye, 2).item()
     root = math.sqrt(len(s))
     if todo.schedule is not None:
         terms = 2 * (CONSTANT + todo.steps) * root * UNIT[todo.precision]
     else:
-        terms = (p + 2) * eigh_perturbation(todo, certified) + p * root * UNIT[todo.precision]
-    terms += (max(CONSTANT, root) + 4 * p * root) * UNIT["float64"] + 2 * root * stored
+        terms = (p + 2) * (2 * certified + UNIT[todo.precision]) + p * root * UNIT[todo.precision]
+    terms += oracle + 4 * p * root * UNIT["float64"] + 2 * root * stored
     certificate = (1 + (todo.schedule.error if todo.schedule else 0.0)) ** p
     bound = certificate * (1 + terms * kappa) - 1 + p * len(s) * UNIT["float64"]
     return Figure("residual", found, bound, "2-norm", "X^p S - I")
@@ -182,10 +202,15 @@ def update_figure(
     """
     exact, growth, sizes = g.double(), 1.0, g.double().abs()
     for axis, (a, x, scale, todo, eigen, own) in enumerate(zip(sides, roots, scales, plans, eigens, certified)):
+        eigen = eigen or torch.linalg.eigh((a.double() + a.double().mT) / 2)
         t, q = shifted_spectrum(a, scale, ridge, False, eigen)
         root = (q * (t * scale) ** (-1 / todo.p)) @ q.mT
         certificate = todo.schedule.error if todo.schedule else 0.0
-        growth *= 1 + certificate + perturbation(todo, len(a), own) * ((t.max() / t.min()).item() / todo.p + 4)
+        growth *= (
+            1
+            + certificate
+            + perturbation(todo, oracle_share(a, eigen), own) * ((t.max() / t.min()).item() / todo.p + 4)
+        )
         exact = root @ exact if axis == 0 else exact @ root
         sizes = x.double().abs() @ sizes if axis == 0 else sizes @ x.double().abs()
     products = sum(g.shape) * number_format(update.dtype).unit * sizes.norm()
