@@ -30,7 +30,8 @@ test: build $(VENV)/.libraries
 	$(py) -m pytest tests -m "not interpret and not exhaustive" $(WORKERS) $(PYTEST)
 	TRITON_INTERPRET=1 $(py) -m pytest tests -m interpret $(WORKERS) $(PYTEST)
 
-# Every Triton variant on four architectures; `make test` takes those of each kernel that need most registers.
+# Every Triton variant on four architectures, of which `make test` takes those of each kernel that need most registers;
+# inverse roots of every family and condition at 512 and 1024 rows, of which it takes a sample.
 exhaustive: build
 	$(py) -m pytest tests -m exhaustive $(PYTEST)
 

@@ -49,8 +49,9 @@ def check_roots(a: torch.Tensor) -> dict[str, float]:
     todo, few = plan(a.shape, a.dtype, a.device, ridge=RIDGE, tol=TOL), a[:2].double()
     exact = oracle(few, ridge=RIDGE, scale=status.scale[:2].double())
     error = ((x[:2] - exact).norm() / exact.norm()).item()
-    constant = CONSTANT if todo.schedule else max(CONSTANT, a.shape[-1] ** 0.5)
-    bound = TOL + constant * UNIT[todo.precision] / (4 * RIDGE)
+    unit = UNIT[todo.precision]
+    perturbation = CONSTANT * unit if todo.schedule else 2 * status.residual[:2].max().item() + unit
+    bound = TOL + perturbation / (4 * RIDGE)
     assert error <= bound, f"ours is {error:g} away from float64, expected at most {bound:g}"
     theirs = oracle(few, ridge=RIDGE)
     return {"ours": error, "eigh loop": ((eigh_loop(a[:2]) - theirs).norm() / theirs.norm()).item()}

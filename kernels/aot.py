@@ -27,7 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from . import adamw, chain, grouped, long, momentum, statistics, symmetric
+from . import adamw, blocks, chain, grouped, long, momentum, statistics, symmetric
 from .portable import INTERPRETING
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -226,14 +226,33 @@ def statistics_variants() -> list[Variant]:
             name = f"float32 {precision} {options['TILE']}x{options['TILE']}x{options['TILE_K']}"
             name += " aligned" if options["UNIT"] > 1 else " unaligned"
             variants.append(Variant(statistics.statistics_kernel, name, arguments, options))
-            _, arguments, options = statistics.product_arguments(left, g, g, precision)
-            variants.append(Variant(statistics.product_kernel, name, arguments, options))
+            for out in (None, torch.float32, torch.bfloat16):
+                d = g if out is None else blocks.Targets([torch.empty(n, m, dtype=out)])
+                numbers = torch.empty(1, blocks.COLUMNS.value)
+                _, arguments, options = statistics.product_arguments(left, g, d, precision, numbers)
+                applied = "" if out is None else f" to {str(out).removeprefix('torch.')}"
+                variants.append(Variant(statistics.product_kernel, name + applied, arguments, options))
+    return variants
+
+
+def move_variants() -> list[Variant]:
+    """The parameters' dtype, and what momentum there is."""
+    variants = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for m in (512, 511):
+            d, numbers = torch.empty(1, 256, m), torch.empty(1, blocks.COLUMNS.value)
+            targets = blocks.Targets([torch.empty(256, m, dtype=dtype)])
+            for beta, nesterov in ((0.0, False), (0.9, False), (0.9, True)):
+                _, arguments, options = blocks.move_arguments(d, d, d, targets, numbers, beta, nesterov)
+                name = f"{str(dtype).removeprefix('torch.')} {'aligned' if m == 512 else 'unaligned'}"
+                name += " nesterov" if nesterov else " momentum" if beta else ""
+                variants.append(Variant(blocks.move_kernel, name, arguments, options))
     return variants
 
 
 def all_variants() -> list[Variant]:
     tiled = symmetric_variants() + grouped_variants() + long_variants()
-    return adamw_variants() + momentum_variants() + tiled + chain_variants() + statistics_variants()
+    return adamw_variants() + momentum_variants() + move_variants() + tiled + chain_variants() + statistics_variants()
 
 
 def disassemble(cubin: bytes) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .blocks import COLUMNS, Targets, block_at, check_targets, moved
 from .portable import DTYPES, dot, narrow, on_device, require_device, trip_count, widen
 from .symmetric import PRECISIONS, TILINGS, UNALIGNED_TILING, VECTOR_BYTES, Tiling, triangle
 from .tiles import load_tile, product_tile, triangular_tile
@@ -117,22 +118,29 @@ def statistics_kernel(
         statistic_tile(product, row, column, rows, columns, m, m, keep, weight, s, sums, summary, DTYPE)
 
 
-@triton.jit(do_not_specialize=["n", "m", "k"], do_not_specialize_on_alignment=["sums_ptr"])
+@triton.jit(do_not_specialize=["n", "m", "k"], do_not_specialize_on_alignment=["sums_ptr", "numbers_ptr"])
 def product_kernel(
     a_ptr,
     b_ptr,
     d_ptr,
     sums_ptr,
+    numbers_ptr,
     n: tl.int32,
     m: tl.int32,
     k: tl.int32,
+    APPLY: tl.constexpr,
+    OUT: tl.constexpr,
+    OUT_UNIT: tl.constexpr,
     DTYPE: tl.constexpr,
     UNIT: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
     TILE_K: tl.constexpr,
 ):
-    """One tile of D = A B for stacks of contiguous A (n, k) and B (k, m), and the sum of its squares."""
+    """One tile of D = A B for stacks of contiguous A (n, k) and B (k, m), and the sum of its squares.
+
+    APPLY: D is not stored but moves parameters; d_ptr is the table of `blocks.Targets`, numbers_ptr their numbers.
+    """
     n, m, k = n * UNIT, m * UNIT, k * UNIT
     across = tl.cdiv(m, TILE)
     tiles = tl.cdiv(n, TILE) * across
@@ -140,15 +148,24 @@ def product_kernel(
     matrix, tile = (program // tiles).to(tl.int64), program % tiles
     i = tile // across * TILE + tl.arange(0, TILE)
     j = tile % across * TILE + tl.arange(0, TILE)
-    a, b, d = a_ptr + matrix * n * k, b_ptr + matrix * k * m, d_ptr + matrix * n * m
+    a, b = a_ptr + matrix * n * k, b_ptr + matrix * k * m
     if UNIT > 1:
-        a, b, d = tl.multiple_of(a, 16), tl.multiple_of(b, 16), tl.multiple_of(d, 16)
+        a, b = tl.multiple_of(a, 16), tl.multiple_of(b, 16)
     acc = tl.zeros((TILE, TILE), dtype=tl.float32)
     for step in range(0, trip_count(tl.cdiv(k, TILE_K))):
         ks = step * TILE_K + tl.arange(0, TILE_K)
         acc = dot(load_tile(a, i, ks, n, k, k, 1), load_tile(b, ks, j, k, m, m, 1), acc, PRECISION)
     inside = (i < n)[:, None] & (j < m)[None, :]
-    tl.store(d + i[:, None] * m + j[None, :], narrow(acc, DTYPE), mask=inside)
+    if APPLY:
+        base, stride = block_at(d_ptr, matrix, OUT, OUT_UNIT)
+        w_ptr = base + i[:, None].to(tl.int64) * stride + j[None, :]
+        w = moved(widen(tl.load(w_ptr, mask=inside, other=0.0)), acc, numbers_ptr + matrix * COLUMNS)
+        tl.store(w_ptr, narrow(w, OUT), mask=inside)
+    else:
+        d = d_ptr + matrix * n * m
+        if UNIT > 1:
+            d = tl.multiple_of(d, 16)
+        tl.store(d + i[:, None] * m + j[None, :], narrow(acc, DTYPE), mask=inside)
     tl.store(sums_ptr + program, tl.sum(acc * acc))  # outside the matrix all is zero
 
 
@@ -269,13 +286,47 @@ def precondition(
     return d, arguments[3].view(batch, -1).sum(1).sqrt()
 
 
-def product_arguments(a, b, d, precision: str) -> tuple[tuple[int, ...], tuple, dict]:
+def apply_precondition(
+    g: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    targets: Targets,
+    numbers: torch.Tensor,
+    *,
+    input_precision: str = "ieee",
+) -> torch.Tensor:
+    """W = W keep + step P_L G P_R for the blocks W of `targets`, in the second product's epilogue: no step is stored.
+
+    numbers: (batch, 5) as `blocks.move` takes them, of which keep, step and on count here.  The rest as `precondition`,
+    whose norms come back.  One rounding to the parameter's dtype.
+    """
+    op, (batch, n, m) = "apply_precondition", g.shape
+    _check(op, input_precision, {"g": (g, g.shape), "left": (left, (batch, n, n)), "right": (right, (batch, m, m))})
+    check_targets(op, targets, numbers, g.shape, COLUMNS.value)
+    if not g.numel():
+        return torch.zeros(batch, device=g.device)
+    half = torch.empty_like(g)
+    with on_device(g):
+        for a, b, out in ((g, right, half), (left, half, targets)):
+            grid, arguments, options = product_arguments(a, b, out, input_precision, numbers)
+            product_kernel[grid](*arguments, **options)
+    return arguments[3].view(batch, -1).sum(1).sqrt()
+
+
+def product_arguments(a, b, d, precision: str, numbers=None) -> tuple[tuple[int, ...], tuple, dict]:
+    """d: where A B goes, a tensor, or `Targets` that it moves by `numbers`."""
     batch, n, k = a.shape
-    m = b.shape[2]
-    options = tile_options(a, (n, m, k), precision, (b, d), TILINGS["bf16x3"][0])
+    m, apply = b.shape[2], isinstance(d, Targets)
+    options = tile_options(a, (n, m, k), precision, (b,) if apply else (b, d), TILINGS["bf16x3"][0])
     programs = batch * -(-n // options["TILE"]) * -(-m // options["TILE"])
     sums = torch.empty(programs, device=a.device)
-    return (programs,), (a, b, d, sums, *(v // options["UNIT"] for v in (n, m, k))), options
+    options |= {
+        "APPLY": apply,
+        "OUT": DTYPES[d.dtype],
+        "OUT_UNIT": d.unit if apply else 1,
+    }
+    out, numbers = (d.table, numbers) if apply else (d, sums)
+    return (programs,), (a, b, out, sums, numbers, *(v // options["UNIT"] for v in (n, m, k))), options
 
 
 def _check(op: str, precision: str, tensors: dict[str, tuple[torch.Tensor, tuple[int, ...]]]) -> None:

@@ -28,6 +28,7 @@ class OwnedBucket(Bucket):
 
     arrived: dict[int, Tensor]  # id of a block -> its gradient, whole, in this step
     leaving: dict[int, Tensor]  # id of a block -> lr-free step, in the parameter's dtype
+    in_place = False
 
     def gather(self) -> Tensor:
         dtype = torch.promote_types(self.blocks[0].param.dtype, torch.float32)

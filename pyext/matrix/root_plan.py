@@ -37,7 +37,10 @@ GROUP_BYTES = 1 << 22
 # The cost model of a CPU: times in units of one symmetric n x n float32 product (as the backend computes it) of a batch
 # that fills the threads.  AMD EPYC (Zen 4), AVX-512, torch 2.13 with MKL, quickest of several runs.
 # torch.linalg.eigh and the root's assembly, {backend: {threads: ((n, products), ...)}}: "native" beside the C library's
-# products, which take half of torch's time or less, and "torch" beside torch's.
+# products, which take half of torch's time or less, and "torch" beside torch's.  One thread, native, p = 4, measured
+# again: eigh takes 1.06, 0.76, 0.55, 0.43 and 0.45 of composite's time at ridge 1e-6 and n = 128, 256, ... 2048, and
+# 1.32, 1.08, 0.88, 0.68 and 0.66 at 1e-4, where the model says 1.03, 0.75, 0.58, 0.47, 0.40 and 1.44, 1.08, 0.84,
+# 0.69, 0.58; 1.2 to 1.8 for n = 16 and 64.  Alike for 32 matrices, where the worst choice costs 2 % (n = 128, 1e-6).
 EIGH_IN_PRODUCTS = {
     "native": {
         1: ((16, 83.0), (32, 77.0), (64, 44.0), (128, 29.0), (256, 20.0), (512, 15.0), (1024, 12.0), (2048, 10.0)),

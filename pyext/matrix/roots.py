@@ -80,9 +80,10 @@ def inverse_root(
     Accuracy: relative error in the Frobenius norm at most tol + 3 u κ / p with κ = 1/ridge and u the unit roundoff
     (steepest.conformance.root_bounds derives it).  On the CPU the two products whose rounding is amplified by κ, both
     in the first step, are in float64 where u κ / p exceeds tol.  (Rank 32 of 128, ridge 1e-6: 1.7e-3 with, 8.6e-3
-    without; newton 5.0e-3, eigh in float32 1.8e-2, whose bound has max(3, √n) for 3.)  With e that bound for a side,
-    L^(-1/4) G R^(-1/4) is off by at most (1 + e)² - 1, relatively; and |X^p S - I|₂ is at most (1 + tol)^p - 1 +
-    2 (3 + iterations) √n u κ: coupled Newton's 6 √n u κ at κ = 1e6 is what is seen here too.
+    without; newton 5.0e-3, eigh in float32 1.8e-2, whose bound has 2 r + u for 3 u, r the status's residual: what
+    LAPACK leaves depends on the spectrum.)  With e that bound for a side, L^(-1/4) G R^(-1/4) is off by at most
+    (1 + e)² - 1, relatively; and |X^p S - I|₂ is at most (1 + tol)^p - 1 + 2 (3 + iterations) √n u κ: coupled Newton's
+    6 √n u κ at κ = 1e6 is what is seen here too.
 
     Cost: `plan(...).products` products of n × n matrices, 22 for p = 4, ridge 1e-6, tol 1e-3; 16 for 1e-4; and some
     15 products with 8 columns for λ and the residual.  Memory besides the result: three copies of a, and scratch of
@@ -251,6 +252,14 @@ def spectral_bound(sizes: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
     Twice the best of PROBES power iterations, which is at most 2 |λ|max, and at least |λ|max but for a probability of
     1e-12 (`power_steps`); or the largest row sum, 1, or the Frobenius norm, both upper bounds, if smaller.
+
+    It starts from random vectors at every refresh.  A vector kept from the last one would make it no tighter and save
+    no product: the ridge is relative to λ, so that products follow from (p, ridge, tol) alone.  Measured on 60 steps of
+    Shampoo for the demo model (width 48, 3312 refreshes, beta2 from 0.5 to 0.999, in every step or every tenth):
+    λ / |λ|max was 1.04 in the median and 1.62 at most, since the Frobenius norm of a statistic is close to it.  Two
+    steps from even the exact eigenvector of the last refresh gave less than half of |λ|max in 20 of 3192 refreshes
+    (0.23 of it at least), where M would leave [0, 1] and the block keep a stale root.  The steps that it would save are
+    6 % of the time at n = 16, 3 % at 128 and 0.7 % at 1024 (one core).
     """
     growth = torch.linalg.vector_norm(after, dim=2) / torch.linalg.vector_norm(before, dim=2).clamp(min=1e-30)
     # An upper bound stays one after rounding: sums of n terms err by at most n u, in practice by √n u.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -76,6 +77,8 @@ class Bucket:
     kinds: tuple[str, ...]
     stacks: dict[str, Tensor] = field(default_factory=dict)
     packed: bool = False
+    targets: Any = None  # kernels.blocks.Targets, where kernels write the parameters
+    in_place: ClassVar[bool] = True  # the parameters themselves are moved here
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,6 +138,10 @@ class Bucket:
             else:
                 parts.append(block.param.grad.reshape(block.merged)[block.where])
         return torch.stack(parts).to(dtype)
+
+    def views(self) -> list[Tensor]:
+        """The blocks in the memory of their parameters, which are contiguous."""
+        return [block.param.detach().view(block.merged)[block.where] for block in self.blocks]
 
     def scatter(self, update: Tensor, lr: float, chosen: list[bool]) -> None:
         """W <- W - lr update, for the chosen blocks."""

@@ -90,14 +90,23 @@ class ShampooStep:
         given = [p for p in self.params if self.has_grad(p)]
         for p in given:
             self.counts[self.place[p]] += 1
-        if group["weight_decay"] and given:
-            self.decay(given, 1 - float(group["lr"]) * group["weight_decay"])
+        written = self._written(group)
+        here = {id(block.param) for bucket in written for block in bucket.blocks}
+        others = [p for p in given if id(p) not in here]
+        if group["weight_decay"] and others:
+            self.decay(others, 1 - float(group["lr"]) * group["weight_decay"])
         # Statistics and roots feed on each other for thousands of steps: no silent bfloat16 products.
         for bucket in self.buckets:
             with torch.autocast(bucket.blocks[0].param.device.type, enabled=False), full_float32():
-                self._step_bucket(bucket, group)
+                self._step_bucket(bucket, group, any(bucket is b for b in written))
 
-    def _step_bucket(self, bucket: Bucket, group: dict) -> None:
+    def _written(self, group: dict) -> list[Bucket]:
+        """The buckets whose parameters kernels write and decay; a parameter's blocks are in these or in none."""
+        if not all(p.is_contiguous() for p in self.params):
+            return []
+        return [b for b in self.buckets if shampoo_fused.writes(b) and not _is_one_gradient(b, group)]
+
+    def _step_bucket(self, bucket: Bucket, group: dict, written: bool) -> None:
         with_grad = [self.has_grad(block.param) for block in bucket.blocks]
         if not any(with_grad):
             return
@@ -117,6 +126,9 @@ class ShampooStep:
             direction = _as_long(*_polar(bucket, m, group), m, graft, group)
         else:
             self._refresh(bucket, group, counts, step, with_grad)
+            if written:
+                shampoo_fused.step(bucket, m, graft, group, on, with_grad)
+                return
             direction = _preconditioned(bucket, m, graft, group)
         direction = _chosen(ok, direction, 0.0)
         if group["momentum"]:

@@ -25,8 +25,9 @@ CORE = {
     "grouped_kernel": r"float16 128.* aligned rows",
     "long_kernel": r"float16 128.* aligned wide to bfloat16|float32 tf32x3 .* aligned wide",
     "momentum_kernel": r"float32 float32 float16 aligned",
+    "move_kernel": r"(float32|bfloat16) aligned nesterov",
     "norm_kernel": r"final",
-    "product_kernel": r"float32 tf32x3 .* aligned",
+    "product_kernel": r"float32 tf32x3 .* aligned( to bfloat16)?",
     "statistics_kernel": r"float32 tf32x3 .* aligned",
     "symmetric_kernel": r"float16 128.* aligned rows \+ C|bfloat16 128.* aligned columns|float16 64.* aligned rows \+ C"
     r"|bfloat16 .* unaligned rows \+ C|float32 ieee .* rows \+ C|float32 tf32x3 .* aligned rows \+ C",

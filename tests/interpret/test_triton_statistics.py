@@ -9,7 +9,8 @@ pytest.importorskip("triton")
 
 import steepest
 from steepest.conformance.memory import Guarded, differing, poisoned_memory
-from steepest.kernels.statistics import precondition, update_statistics
+from steepest.kernels import blocks
+from steepest.kernels.statistics import apply_precondition, precondition, update_statistics
 from steepest.optim import shampoo_fused
 
 pytestmark = pytest.mark.interpret
@@ -128,3 +129,131 @@ def test_shampoo_over_the_kernels_is_shampoo_over_torch(monkeypatch, options):
     for p, q, s in zip(*runs, start):
         moved = (p.detach() - s).norm()
         assert (p - q).norm() <= 3 * 250 * 30 * U * moved and moved > 0.01
+
+
+# --- the step ---------------------------------------------------------------------------------------------------------
+
+
+def gappy(batch, n, m, dtype):
+    """Blocks of a larger parameter each: rows lie apart, and what is between them must stay."""
+    whole = [Guarded(torch.randn(n + 2, m + 3).to(dtype)) for _ in range(batch)]
+    return whole, [w.view[1 : n + 1, 2 : m + 2] for w in whole]
+
+
+def numbers_of(batch):
+    """keep, step, on, ratio, ready; the second block is skipped, the last one has no root."""
+    numbers = torch.tensor([[0.9, -0.1, 1.0, 2.5, 1.0]]).repeat(batch, 1)
+    numbers[1:2, 2] = 0.0
+    numbers[-1, 4] = 0.0
+    return numbers
+
+
+def moves(before, value, numbers, dtype):
+    """Exact, and the bound: three roundings in float32 and one to dtype."""
+    keep, step, on = (x.double()[:, None, None] for x in numbers[:, :3].unbind(1))
+    w = torch.stack([b.double() for b in before])
+    exact = torch.where(on != 0, w * keep + step * value, w * keep)
+    size = (w * keep).abs() + torch.where(on != 0, (step * value).abs(), 0.0)
+    return exact, 3 * U * size + torch.finfo(dtype).eps / 2 * exact.abs() * (dtype != torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 33, 7), (3, 8, 64)])
+def test_a_product_that_writes_the_parameter(shape, dtype):
+    batch, n, m = shape
+    g, left, right = torch.randn(shape), statistic(n, batch) / n, statistic(m, batch) / m
+    g[1, 0, 0] = torch.nan  # a block that is off is decayed, whatever its step holds
+    whole, views = gappy(batch, n, m, dtype)
+    before, kept = [v.clone() for v in views], [w.view.clone() for w in whole]
+    numbers = numbers_of(batch)
+    norm = apply_precondition(g, left, right, blocks.Targets(views), numbers)
+    clean = g.double().nan_to_num(0.0)
+    value = left.double() @ clean @ right.double()
+    size = left.double().abs() @ (clean.abs() @ right.double().abs())
+    exact, bound = moves(before, value, numbers, dtype)
+    bound += 0.1 * (n + m + 2) * U * size * numbers[:, 2].double()[:, None, None] * 1.01
+    assert ((torch.stack(views).double() - exact).abs() <= bound).all()
+    assert ((norm - value.flatten(1).norm(dim=1))[[0, 2]].abs() <= 1e-5 * norm[[0, 2]]).all()
+    for w, old, view in zip(whole, kept, views):
+        old[1 : n + 1, 2 : m + 2] = view
+        assert differing(w.view, old) == 0 and w.overwritten() == 0
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 33, 41), (3, 8, 64)])
+def test_a_pass_that_scales_takes_up_momentum_and_writes(shape, dtype, momentum, nesterov):
+    batch, n, m = shape
+    d, graft, buffer = (torch.randn(shape) for _ in range(3))
+    d[1, 0, 0] = graft[1, 0, 0] = torch.nan
+    d[2] = torch.nan  # it has no root: the graft counts
+    whole, views = gappy(batch, n, m, dtype) if n == 33 else ((), [torch.randn(n, m).to(dtype) for _ in range(batch)])
+    before, kept, old = [v.clone() for v in views], [w.view.clone() for w in whole], buffer.double()
+    numbers = numbers_of(batch)
+    targets = blocks.Targets(views)
+    assert targets.unit == (1 if n == 33 else 16 // dtype.itemsize)
+    blocks.move(d, graft, targets, numbers, buffer=buffer, momentum=momentum, nesterov=nesterov)
+    value = torch.where(numbers[:, 4].double()[:, None, None] != 0, 2.5 * d.double(), graft.double()).nan_to_num(0.0)
+    size = value.abs()
+    if momentum:
+        new, size = momentum * old + value, momentum * old.abs() + size
+        assert ((buffer - new).abs()[[0, 2]] <= 3 * U * size[[0, 2]]).all() and differing(
+            buffer[1], old[1].float()
+        ) == 0
+        value, size = (value + momentum * new, 2 * size) if nesterov else (new, size)
+    exact, bound = moves(before, value, numbers, dtype)
+    assert ((torch.stack(views).double() - exact).abs() <= bound + 6 * U * 0.1 * size * 1.01).all()
+    for w, rest, view in zip(whole, kept, views):
+        rest[1 : n + 1, 2 : m + 2] = view
+        assert differing(w.view, rest) == 0 and w.overwritten() == 0
+
+
+def test_targets_that_do_not_fit_are_refused():
+    d, numbers, views = torch.zeros(2, 3, 4), torch.ones(2, 5), [torch.zeros(3, 4), torch.zeros(3, 4)]
+    for call in (
+        lambda: blocks.Targets([views[0], views[1].double()]),
+        lambda: blocks.Targets([torch.zeros(4, 3).mT]),
+        lambda: blocks.move(d[:1], d[:1], blocks.Targets(views), numbers),
+        lambda: blocks.move(d, d.mT, blocks.Targets(views), numbers),
+        lambda: blocks.move(d, d, blocks.Targets(views), numbers[:, :4]),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            call()
+    with pytest.raises(ValueError, match="there is no buffer"):
+        blocks.move(d, d, blocks.Targets(views), numbers, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"grafting": "none"},
+        {"grafting": "none", "weight_decay": 0.1, "betas": (0.9, 1.0), "packed_statistics": True},
+        {"grafting": "adam", "weight_decay": 0.1, "precondition_frequency": 2},
+        {"grafting": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        {"grafting": "none", "momentum": 0.9, "statistic": "kl"},
+    ],
+)
+def test_a_step_that_kernels_write_is_that_of_torch(monkeypatch, options):
+    """Blocks and edges, a parameter without a gradient, one whose gradient is not finite, and a vector under AdamW."""
+    start = [torch.randn(20, 28), torch.randn(9, 5), torch.randn(9, 5), torch.randn(7)]
+    runs, calls, real = [], [], shampoo_fused.step
+    monkeypatch.setattr(shampoo_fused, "step", lambda *a: calls.append(len(runs)) or real(*a))
+    for fused in (False, True):
+        monkeypatch.setattr(shampoo_fused, "on_device", lambda g, fused=fused: fused)
+        params = [p.clone().requires_grad_() for p in start]
+        options = {"ridge": 1e-3, "precondition_frequency": 1, "block_size": 16, **options}
+        optimizer = steepest.optim.Shampoo(params, lr=1e-2, **options)
+        torch.manual_seed(2)
+        for step in range(3):
+            for i, p in enumerate(params):
+                p.grad = torch.randn(p.shape)
+                if i == 1 and step == 1:
+                    p.grad[2, 2] = torch.inf
+                if i == 2 and step == 0:
+                    p.grad = None
+            optimizer.step()
+        runs.append(params)
+    assert set(calls) == {1} and len(calls) >= 3 * 2
+    for p, q, s in zip(*runs, start):
+        moved = (p.detach() - s).norm()
+        assert (p - q).norm() <= 3 * 250 * 30 * U * moved and moved > 1e-3

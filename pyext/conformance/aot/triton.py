@@ -78,6 +78,7 @@ EXPECTATIONS = {
     "grouped_kernel": symmetric_faults,
     "long_kernel": symmetric_faults,
     "momentum_kernel": momentum_faults,
+    "move_kernel": momentum_faults,
     "norm_kernel": no_faults,
     "product_kernel": symmetric_faults,
     "statistics_kernel": symmetric_faults,

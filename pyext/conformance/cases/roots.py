@@ -125,7 +125,7 @@ def run(function, problem: Problem) -> dict[str, torch.Tensor]:
     a = problem.tensors["a"]
     x, status = function(a, **problem.case.options())
     return {"x": x, "ok": status.ok.float(), "scale": status.scale, "iterations": status.iterations.float(), "a": a,
-            "dimension": effective_dimension(a)}  # fmt: skip
+            "residual": status.residual, "dimension": effective_dimension(a)}  # fmt: skip
 
 
 def plan_of(backend: Backend, case: RootCase, dtype: torch.dtype, iterations: int) -> RootPlan:
@@ -142,7 +142,7 @@ def plan_of(backend: Backend, case: RootCase, dtype: torch.dtype, iterations: in
 
 def judge(problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) -> list[Figure]:
     case, a = problem.case, problem.expected["a"]
-    x, ok, scale = (outputs[name].cpu() for name in ("x", "ok", "scale"))
+    x, ok, scale, residual = (outputs[name].cpu() for name in ("x", "ok", "scale", "residual"))
     found = [
         Figure("shape and dtype", float(x.shape != a.shape or x.dtype != a.dtype), 0, "wrong"),
         bits_figure("input unchanged", [(outputs["a"], a)]),
@@ -169,8 +169,8 @@ def judge(problem: Problem, outputs: dict[str, torch.Tensor], backend: Backend) 
             unit = torch.finfo(x.dtype).eps * exact.max()
             found.append(Figure("zero", (root.double() - exact).abs().max().item(), unit.item(), "", "I ridge^(-1/p)"))
         elif not failing[i]:
-            size = scale.reshape(-1)[i].item()
-            each = figures(block, root, size, case.ridge, case.absolute, todo) + scale_figures(block, size)
+            size, certified = scale.reshape(-1)[i].item(), residual.reshape(-1)[i].item()
+            each = figures(block, root, size, case.ridge, case.absolute, todo, certified) + scale_figures(block, size)
             measured.append(Measured((*each, *dimension_figures(block, outputs["dimension"].reshape(-1)[i].item()))))
     found += Measured.worst(measured)
     if case.batch and backend.name not in ("reference", INTERPRETED):
