@@ -54,6 +54,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "tail = tail * (1.0 * t) + 0.00134934322f;",
             "tail = tail * (1.0 * t) + -0.00367342844f;",
         ),
+        "w is 5 for no k: all 2^23 were looked at": ("return 1.4142135624f * ((w <= 5.0f ? centre : tail) * x);",),
         "std::sqrt of a float is sqrtf": ("const float t = std::sqrt(1.0 * w > 0.0f ? w : 0.0f) - 3.0f;",),
     },
     "csrc/formula/storage.h": {
@@ -68,11 +69,32 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if (residual <= 0 && (high.bits & 0x7fffu) == 0) residual = 0;",
             "if (residual < 1 && (high.bits & 0x7fffu) == 0) residual = 0;",
         ),
+        "at the smallest code rounding gives code 1, as `low` does: share is below 1, and 16 random bits never carry": (
+            "const uint32_t code = u <= smallest ? low : block8_round(u, base, random16, 0x7fu);",
+            "const uint32_t code = u <= smallest ? low : block8_round(u, base, random16, 0xffu);",
+        ),
         "dropped is 0 or 8": ("const uint32_t kept = dropped > 1 ? (u + (1u << (dropped - 1))) >> dropped : u;",),
         "equal to the limit or the limit is the same": (
             "return exponent <= lowest ? lowest : (exponent > 254u ? 254u : exponent);",
             "return exponent < lowest ? lowest : (exponent >= 254u ? 254u : exponent);",
             "return code >= top ? top : code;",
+        ),
+    },
+    "csrc/formula/power.h": {
+        "where y <= -1000 the result is 0, whatever was computed; `kept` only spares infinities on the way": (
+            "const double kept = y >= -1000.0 ? y : -1000.0;",
+            "const double kept = y > -3000.0 ? y : -1000.0;",
+            "const double kept = y > -1000.0 ? y : -3000.0;",
+            "const double kept = y > -1000.0 ? y : 1000.0;",
+        ),
+        "where x is not above 2.3e-308 the result is x * 0, whatever the logarithm": (
+            "const double exponent = a * log2_normal(x >= 2.3e-308 ? x : 1.0);",
+            "const double exponent = a * log2_normal(x > 2.3e-308 ? x : 3.0);",
+        ),
+    },
+    "csrc/formula/options.h": {
+        "a shorter way for a coefficient of 1, which multiplies to the same": (
+            "STEEPEST_HD bool plain() const { return divisor == 1.0f && coefficient == 3.0f && !limited(); }",
         ),
     },
     "csrc/engine/stages.cpp": {

@@ -122,7 +122,7 @@ LISTED = (
     ),
     Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),
     Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
-    Target("csrc/formula/power.h", "^perturb", ("cpu",), (KEPT,)),
+    Target("csrc/formula/power.h", "^(perturb|adam)", ("cpu",), (KEPT,)),
     *(
         Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_HOST,), without="mutations")
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
@@ -243,6 +243,7 @@ EXEMPT = {
 
 # How files are judged that are named after no op: (op, tests).
 JUDGES = {
+    "csrc/formula/lion.h": ("^(lion|sign)", ()),
     "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES,)),
     "csrc/formula/survey.h": ("^(perturb|weight_norm|path_normalize)", ()),
     "csrc/matrix/kernels.cpp": ("^(polar|inverse_root)", (MATRIX_CORE,)),

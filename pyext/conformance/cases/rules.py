@@ -257,8 +257,11 @@ def shared_cases(states: tuple[str, ...], **hyper) -> list[RuleCase]:
     ]
 
 
-def own_case(id: str, states: tuple[str, ...], **hyper) -> RuleCase:
-    return RuleCase(id, states=states, hyper=tuple(hyper.items()), steps=3)
+def own_case(id: str, states: tuple[str, ...], first_step: int = 1, **hyper) -> RuleCase:
+    return RuleCase(id, states=states, hyper=tuple(hyper.items()), steps=3, first_step=first_step)
+
+
+LATE = 2**24 + 1  # a float cannot hold it; the numbers beside it are such that this shows in what is derived
 
 
 DECOUPLED = dict(lr=1e-2, weight_decay=0.1, decoupled=True)
@@ -278,6 +281,7 @@ RULES: dict[str, tuple[list[RuleCase], str, str]] = {
         [
             *shared_cases(("state_sums",), lr=1e-2),
             own_case("lr_decay", ("state_sums",), lr=0.1, lr_decay=0.3, eps=1e-3),
+            own_case("late, slow lr_decay", ("state_sums",), LATE + 1, lr=0.05, lr_decay=3e-8),
             own_case("decoupled", ("state_sums",), **DECOUPLED),
             own_case("cautious", ("state_sums",), cautious=True, **DECOUPLED),
         ],
@@ -302,6 +306,7 @@ RULES: dict[str, tuple[list[RuleCase], str, str]] = {
             *shared_cases(("exp_avgs", "exp_avg_sqs"), lr=1e-3),
             own_case("amsgrad", ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"), lr=1e-2, weight_decay=0.1),
             own_case("beta1 0.3", ("exp_avgs", "exp_avg_sqs"), lr=1e-2, betas=(0.3, 0.95)),
+            own_case("late, slow", ("exp_avgs", "exp_avg_sqs"), LATE, lr=3e-3, betas=(0.99999997, 0.99999995)),
         ],
         "15 per element",
         "Kingma & Ba 2015; Reddi et al. 2018 (AMSGrad)",
