@@ -5,6 +5,7 @@ from __future__ import annotations
 SAME_MAXIMUM = "of equal numbers either is the maximum, and v is never -0"
 PAYLOAD = "still a NaN, and nobody promises its sign or payload (memory.differing)"
 BOTH_FORMULAS = "where this moves the border, both formulas give the same number"
+NO_STATE = "there is no state 0, or it is a backup, which is never kept as 8-bit codes"
 ONE_TOO_MANY = (
     "the element beyond goes to a place in a tile's buffer that is loaded afterwards; reading it is a matter for an "
     "address sanitizer"
@@ -95,6 +96,42 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     "csrc/formula/options.h": {
         "a shorter way for a coefficient of 1, which multiplies to the same": (
             "STEEPEST_HD bool plain() const { return divisor == 1.0f && coefficient == 3.0f && !limited(); }",
+        ),
+        "the number is inf as a float, and a limit of inf limits nothing": (
+            "STEEPEST_HD bool limited() const { return limit <= 1.0208470398e+39f; }",
+        ),
+        "what equals the limit is the limit": (
+            "if (limited()) g = g >= limit ? limit : (g < -limit ? -limit : g);  // NaN passes",
+            "if (limited()) g = g > limit ? limit : (g <= -limit ? -limit : g);  // NaN passes",
+        ),
+        "a weight of zero loses a multiple of zero, and its step decides the sign": (
+            "if ((move <= 0.0f && before > 0.0f) || (move >= 0.0f && before <= 0.0f)) p = p - s.cautious * before;",
+            "if ((move <= 0.0f && before >= 0.0f) || (move >= 0.0f && before < 0.0f)) p = p - s.cautious * before;",
+        ),
+        "l1 - l1 is +0, and so is l1 * 0": (
+            "if (s.l1 != 0.0f) p = p >= s.l1 ? p - s.l1 : (p < -s.l1 ? p + s.l1 : p * 0.0f);  // NaN stays",
+        ),
+        "0, -0 or NaN in float and in double": (
+            "if (s.l1 != 0.0f) p = p > s.l1 ? p - s.l1 : (p < -s.l1 ? p + s.l1 : p * (1.0 * 0.0f));  // NaN stays",
+        ),
+    },
+    "csrc/formula/perturb.h": {
+        NO_STATE: ("static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative",),
+        "p = inf asks only for the sign of x, and whether it is 0": ("s.base = sign ? 3.0f : s.eps;",),
+        "q = p / (p - 1) is inf or below 2^53": ("s.largest_only = h.q >= 1.7e308;",),
+        "|x| / largest is at most 1": ("s.threshold = s.proportional ? 6.0f : sign ? 0.0f : 0.99999994f;",),
+        "a divisor of 0 is the largest |x|, and then nothing moves": (
+            "s.rho = stage.divisor <= 0.0f ? -s.rho : s.rho;",
+        ),
+    },
+    "csrc/formula/survey.h": {
+        "of equal numbers either is the maximum": (
+            "to.largest = part.largest >= to.largest ? part.largest : to.largest;",
+        ),
+        "of equal numbers either is the minimum": ("const int64_t used = count <= kSurveySums ? count : kSurveySums;",),
+        "halves above the number of sums add nothing": ("for (int64_t half = kSurveySums * 2; half > 0; half /= 2)",),
+        "sums[half] has been read when it changes; later halves read below it, or for sums that have been read too": (
+            "for (int64_t i = 0; i + half < used && i <= half; ++i) add_part(sums[i], sums[i + half]);",
         ),
     },
     "csrc/engine/stages.cpp": {

@@ -187,7 +187,7 @@ def test_targets_match_the_sources(target):
 
 def test_update_rules_must_be_noticed_by_validate_alone():
     rules = [target for target in TARGETS if target.file.startswith("csrc/formula/")]
-    shared = ("number", "options", "power", "random", "storage")  # what every rule uses
+    shared = ("number", "options", "perturb", "power", "random", "storage", "survey")  # what every rule uses
     numbers = {f"csrc/formula/{name}.h" for name in shared}
     assert {target.file for target in rules if target.tests} == numbers
     assert set(EQUIVALENT) <= {target.file for target in TARGETS}
