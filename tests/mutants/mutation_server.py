@@ -12,6 +12,7 @@ imported has to be tried alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import linecache
@@ -36,6 +37,7 @@ class Server:
         self.checks: dict[str, object] = {}  # name -> callable that returns what it noticed, "" for nothing
         self.seconds: dict[str, float] = {}
         self.hits: dict[str, float] = {}  # how often a check noticed something of late
+        self.functions: dict[str, list[types.FunctionType]] = {}  # of the files asked for
         self.imported: set[types.CodeType] = set()  # code that ran during the import
         self.answers = os.fdopen(os.dup(1), "w", buffering=1)
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -107,6 +109,8 @@ class Server:
             if job["file"] and self.runs_while_imported(job["file"]):
                 self.answer(by="", noticed="", alone=True)
                 continue
+            if job["file"]:
+                self.functions_of(job["file"])
             self.turn_on(job["number"])
             promising = sorted(self.hits, key=lambda name: (self.seconds.get(name, 0.0) + 0.01) / self.hits[name])
             found = self.fork_and_check(list(dict.fromkeys((*promising, *order))), None, job["file"])
@@ -198,19 +202,29 @@ class Server:
     def install(self, file: str) -> None:
         linecache.clearcache()
         codes = {(code.co_name, code.co_firstlineno): code for code in nested(compiled(file))}
-        for thing in gc.get_objects():
-            if isinstance(thing, types.FunctionType) and os.path.realpath(thing.__code__.co_filename) == file:
-                old = thing.__code__
-                if (new := codes.get((old.co_name, old.co_firstlineno))) and new.co_freevars == old.co_freevars:
-                    thing.__code__ = new
+        for function in self.functions_of(file):
+            old = function.__code__
+            if (new := codes.get((old.co_name, old.co_firstlineno))) and new.co_freevars == old.co_freevars:
+                function.__code__ = new
+
+    def functions_of(self, file: str) -> list[types.FunctionType]:
+        """Asked for before the forks, which have the same objects: looking at all objects takes seconds."""
+        if file not in self.functions:
+            everything = (thing for thing in gc.get_objects() if isinstance(thing, types.FunctionType))
+            self.functions[file] = [f for f in everything if real(f.__code__.co_filename) == file]
+        return self.functions[file]
 
     def runs_while_imported(self, file: str) -> bool:
         new = {(code.co_name, code.co_firstlineno): own(code) for code in nested(compiled(file))}
         return any(
-            os.path.realpath(old.co_filename) == file
-            and new.get((old.co_name, old.co_firstlineno), own(old)) != own(old)
+            real(old.co_filename) == file and new.get((old.co_name, old.co_firstlineno), own(old)) != own(old)
             for old in self.imported
         )
+
+
+@functools.cache
+def real(path: str) -> str:
+    return os.path.realpath(path)
 
 
 def own(code: types.CodeType) -> tuple:
