@@ -135,7 +135,22 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/stages.cpp": {
-        ONE_TOO_MANY: ("for (int64_t i = 0; i <= n; ++i) to[i] = widen(from[i]);",),
+        ONE_TOO_MANY: (
+            "for (int64_t i = 0; i <= n; ++i) to[i] = widen(from[i]);",
+            "for (; i <= n; ++i) to[i] = widen(from[i]);",
+        ),
+        "eight elements more go through the loop behind, which rounds alike": (
+            "for (; i + 8 < n; i += 8)",
+            "for (; i + 9 <= n; i += 8)",
+        ),
+        "to nearest is 0; the other bit is about exceptions, which nobody looks at": (
+            "_mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT & _MM_FROUND_NO_EXC));",
+        ),
+        "a pointer that is followed only where the rule has that state": (
+            "T *__restrict s0 = kStates >= 0 ? states[0] : nullptr;",
+            "T *__restrict s1 = kStates >= 1 ? states[1] : nullptr;",
+            "T *__restrict s2 = kStates >= 2 ? states[2] : nullptr;",
+        ),
     },
     "csrc/engine/plan.h": {
         CUT_AT_A_TENSORS_END: (

@@ -102,7 +102,7 @@ LISTED = (
     Target("csrc/formula/number.h", "adamw", ("cpu",), (FORMULAS,)),
     Target(
         "csrc/engine/stages.cpp",
-        "adamw",
+        "^(adamw|sgd)",  # with and without states
         ("cpu",),
         (FORMULAS,),
         skip="__builtin_cpu",
