@@ -102,9 +102,9 @@ LISTED = (
     Target("csrc/formula/number.h", "adamw", ("cpu",), (FORMULAS,)),
     Target(
         "csrc/engine/stages.cpp",
-        "^(adamw|sgd)",  # with and without states
+        "^(adamw|sgd|perturb)",  # with states, without, and surveys
         ("cpu",),
-        (FORMULAS,),
+        (FORMULAS, NORMS),
         skip="__builtin_cpu",
     ),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
@@ -133,7 +133,7 @@ LISTED = (
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
     ),
     *(
-        Target(f"csrc/engine/{name}", "perturb", ("cpu",), (CAPTURABLE,))
+        Target(f"csrc/engine/{name}", "perturb", ("cpu",), (CAPTURABLE, NORMS))
         for name in ("live.h", "measure.cpp", "measure.h")
     ),
     Target(
