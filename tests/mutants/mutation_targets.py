@@ -125,7 +125,7 @@ LISTED = (
     Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),
     Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
     # The tests descend and perturb masters as well, which are no ops of their own.
-    Target("csrc/formula/perturb.h", "^(perturb|restore)", ("cpu",), (SAM,), quick=False),
+    Target("csrc/formula/perturb.h", "^(perturb|restore|normed_descent)", ("cpu",), (SAM,), quick=False),
     Target("csrc/formula/survey.h", "^(perturb|weight_norm|path_normalize)", ("cpu",), (KEPT, NORMS)),
     Target("csrc/formula/power.h", "^(perturb|adam)", ("cpu",), (KEPT,)),
     *(

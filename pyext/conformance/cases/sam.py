@@ -69,6 +69,7 @@ CASES = (
     PerturbCase("several tiles and threads", shapes=((200_003,),)),
     PerturbCase("layout: all different", shapes=MATRICES, layouts=("transposed", "contiguous", "gaps"), adaptive=True),
     PerturbCase("layout: channels_last", shapes=MATRICES, layouts=("channels_last",)),
+    PerturbCase("p 2, adaptive, rho 0.3", adaptive=True, rho=0.3),  # by a rho that is no power of two products round
 )  # fmt: skip
 
 
