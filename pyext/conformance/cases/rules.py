@@ -299,7 +299,7 @@ RULES: dict[str, tuple[list[RuleCase], str, str]] = {
         [
             *shared_cases(("state_sums",), lr=1e-2),
             own_case("lr_decay", ("state_sums",), lr=0.1, lr_decay=0.3, eps=1e-3),
-            own_case("late, slow lr_decay", ("state_sums",), LATE + 1, lr=0.05, lr_decay=3e-8),
+            own_case("late, slow lr_decay", ("state_sums",), LATE, lr=0.09, lr_decay=1.2e-7),
             own_case("decoupled", ("state_sums",), **DECOUPLED),
             own_case("cautious", ("state_sums",), cautious=True, **DECOUPLED),
         ],
