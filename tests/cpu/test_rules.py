@@ -184,6 +184,11 @@ def test_shared_options_reach_the_rule():
         params[0].grad = torch.zeros(8)
         getattr(optim, name)(params, lr=0.1, l1=1.0).step()
         assert torch.equal(params[0], torch.zeros(8)), f"{name}: l1 decay gives exact zeros"
+    ends = [torch.tensor([0.5, -0.5, 0.75, -0.75], requires_grad=True)]  # 0.5 is what l1 takes away
+    ends[0].grad = torch.zeros(4)
+    optim.SGD(ends, lr=0.5, l1=1.0).step()
+    assert torch.equal(ends[0].signbit(), torch.tensor([False, True, False, True])), "a zero keeps its sign"
+    assert torch.equal(ends[0], torch.tensor([0.0, 0.0, 0.25, -0.25]))
     one, two = [torch.ones(4, requires_grad=True)], [torch.ones(4, requires_grad=True)]
     one[0].grad, two[0].grad = torch.tensor([5.0, -5.0, 0.1, -0.1]), torch.tensor([0.5, -0.5, 0.1, -0.1])
     optim.SGD(one, lr=0.1, clip_value=0.5).step()

@@ -1,7 +1,10 @@
-// Random numbers, powers and ways of keeping numbers (random.h, power.h, storage.h) as functions over arrays.
+// Random numbers, powers and ways of keeping numbers (random.h, power.h, storage.h, survey.h) as functions over arrays.
 #include "formula/power.h"
 #include "formula/random.h"
 #include "formula/storage.h"
+#include "formula/survey.h"
+
+#include <vector>
 
 using namespace steepest;
 
@@ -19,6 +22,13 @@ void normals(const uint32_t *word, float *out, int64_t n) {
 }
 void logs(const float *x, float *out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = log_of(x[i]);
+}
+void total(const double *sum, const uint32_t *largest, int64_t n, double *out, uint32_t *most) {
+  std::vector<SurveyPart> parts;
+  for (int64_t i = 0; i < n; ++i) parts.push_back({sum[i], largest[i]});
+  parts.push_back({1e300, 0xffffffffu});  // not to be read
+  const SurveyPart all = total_part(parts.data(), n);
+  *out = all.power_sum, *most = all.largest;
 }
 void logs2(const double *x, double *out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = log2_normal(x[i]);

@@ -108,6 +108,25 @@ def test_logarithms_in_single_precision(cpp):
     assert np.abs(out - np.log(x.astype(np.float64))).max() <= 88 * 2**-23
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 100, 255, 256, 257, 258, 1000])
+def test_blocks_are_added_in_256_sums_and_a_tree(cpp, count):
+    rng = np.random.default_rng(count)
+    sums, largest = rng.random(count), rng.integers(0, 1 << 20, count, dtype=np.uint32)
+    out, most = np.zeros(1), np.zeros(1, np.uint32)
+    for bits in (largest, np.zeros_like(largest)):
+        call(cpp.total, sums, bits, np.int64(count), out, most)
+        running = [0.0] * min(count, 256)
+        for i, x in enumerate(sums):
+            running[i % 256] += x
+        half = 128
+        while half:
+            for i in range(half):
+                if i + half < len(running):
+                    running[i] += running[i + half]
+            half //= 2
+        assert out[0] == (running[0] if count else 0.0) and most[0] == (bits.max() if count else 0)
+
+
 def logarithm(x: np.ndarray) -> np.ndarray:
     """log2 as power.h describes it, in numpy's float64."""
     m, e = np.frexp(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 SAME_MAXIMUM = "of equal numbers either is the maximum, and v is never -0"
 PAYLOAD = "still a NaN, and nobody promises its sign or payload (memory.differing)"
 BOTH_FORMULAS = "where this moves the border, both formulas give the same number"
+NO_STATE = "there is no state 0, or it is a backup, which is never kept as 8-bit codes"
 ONE_TOO_MANY = (
     "the element beyond goes to a place in a tile's buffer that is loaded afterwards; reading it is a matter for an "
     "address sanitizer"
@@ -54,6 +55,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "tail = tail * (1.0 * t) + 0.00134934322f;",
             "tail = tail * (1.0 * t) + -0.00367342844f;",
         ),
+        "w is 5 for no k: all 2^23 were looked at": ("return 1.4142135624f * ((w <= 5.0f ? centre : tail) * x);",),
         "std::sqrt of a float is sqrtf": ("const float t = std::sqrt(1.0 * w > 0.0f ? w : 0.0f) - 3.0f;",),
     },
     "csrc/formula/storage.h": {
@@ -68,6 +70,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if (residual <= 0 && (high.bits & 0x7fffu) == 0) residual = 0;",
             "if (residual < 1 && (high.bits & 0x7fffu) == 0) residual = 0;",
         ),
+        "at the smallest code rounding gives code 1, as `low` does: share is below 1, and 16 random bits never carry": (
+            "const uint32_t code = u <= smallest ? low : block8_round(u, base, random16, 0x7fu);",
+            "const uint32_t code = u <= smallest ? low : block8_round(u, base, random16, 0xffu);",
+        ),
         "dropped is 0 or 8": ("const uint32_t kept = dropped > 1 ? (u + (1u << (dropped - 1))) >> dropped : u;",),
         "equal to the limit or the limit is the same": (
             "return exponent <= lowest ? lowest : (exponent > 254u ? 254u : exponent);",
@@ -75,8 +81,76 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "return code >= top ? top : code;",
         ),
     },
+    "csrc/formula/power.h": {
+        "where y <= -1000 the result is 0, whatever was computed; `kept` only spares infinities on the way": (
+            "const double kept = y >= -1000.0 ? y : -1000.0;",
+            "const double kept = y > -3000.0 ? y : -1000.0;",
+            "const double kept = y > -1000.0 ? y : -3000.0;",
+            "const double kept = y > -1000.0 ? y : 1000.0;",
+        ),
+        "where x is not above 2.3e-308 the result is x * 0, whatever the logarithm": (
+            "const double exponent = a * log2_normal(x >= 2.3e-308 ? x : 1.0);",
+            "const double exponent = a * log2_normal(x > 2.3e-308 ? x : 3.0);",
+        ),
+    },
+    "csrc/formula/options.h": {
+        "a shorter way for a coefficient of 1, which multiplies to the same": (
+            "STEEPEST_HD bool plain() const { return divisor == 1.0f && coefficient == 3.0f && !limited(); }",
+        ),
+        "the number is inf as a float, and a limit of inf limits nothing": (
+            "STEEPEST_HD bool limited() const { return limit <= 1.0208470398e+39f; }",
+        ),
+        "what equals the limit is the limit": (
+            "if (limited()) g = g >= limit ? limit : (g < -limit ? -limit : g);  // NaN passes",
+            "if (limited()) g = g > limit ? limit : (g <= -limit ? -limit : g);  // NaN passes",
+        ),
+        "a weight of zero loses a multiple of zero, and its step decides the sign": (
+            "if ((move <= 0.0f && before > 0.0f) || (move >= 0.0f && before <= 0.0f)) p = p - s.cautious * before;",
+            "if ((move <= 0.0f && before >= 0.0f) || (move >= 0.0f && before < 0.0f)) p = p - s.cautious * before;",
+        ),
+        "l1 - l1 is +0, and so is l1 * 0": (
+            "if (s.l1 != 0.0f) p = p >= s.l1 ? p - s.l1 : (p < -s.l1 ? p + s.l1 : p * 0.0f);  // NaN stays",
+        ),
+        "0, -0 or NaN in float and in double": (
+            "if (s.l1 != 0.0f) p = p > s.l1 ? p - s.l1 : (p < -s.l1 ? p + s.l1 : p * (1.0 * 0.0f));  // NaN stays",
+        ),
+    },
+    "csrc/formula/perturb.h": {
+        NO_STATE: ("static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative",),
+        "p = inf asks only for the sign of x, and whether it is 0": ("s.base = sign ? 3.0f : s.eps;",),
+        "q = p / (p - 1) is inf or below 2^53": ("s.largest_only = h.q >= 1.7e308;",),
+        "|x| / largest is at most 1": ("s.threshold = s.proportional ? 6.0f : sign ? 0.0f : 0.99999994f;",),
+        "a divisor of 0 is the largest |x|, and then nothing moves": (
+            "s.rho = stage.divisor <= 0.0f ? -s.rho : s.rho;",
+        ),
+    },
+    "csrc/formula/survey.h": {
+        "of equal numbers either is the maximum": (
+            "to.largest = part.largest >= to.largest ? part.largest : to.largest;",
+        ),
+        "of equal numbers either is the minimum": ("const int64_t used = count <= kSurveySums ? count : kSurveySums;",),
+        "halves above the number of sums add nothing": ("for (int64_t half = kSurveySums * 2; half > 0; half /= 2)",),
+        "sums[half] has been read when it changes; later halves read below it, or for sums that have been read too": (
+            "for (int64_t i = 0; i + half < used && i <= half; ++i) add_part(sums[i], sums[i + half]);",
+        ),
+    },
     "csrc/engine/stages.cpp": {
-        ONE_TOO_MANY: ("for (int64_t i = 0; i <= n; ++i) to[i] = widen(from[i]);",),
+        ONE_TOO_MANY: (
+            "for (int64_t i = 0; i <= n; ++i) to[i] = widen(from[i]);",
+            "for (; i <= n; ++i) to[i] = widen(from[i]);",
+        ),
+        "eight elements more go through the loop behind, which rounds alike": (
+            "for (; i + 8 < n; i += 8)",
+            "for (; i + 9 <= n; i += 8)",
+        ),
+        "to nearest is 0; the other bit is about exceptions, which nobody looks at": (
+            "_mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT & _MM_FROUND_NO_EXC));",
+        ),
+        "a pointer that is followed only where the rule has that state": (
+            "T *__restrict s0 = kStates >= 0 ? states[0] : nullptr;",
+            "T *__restrict s1 = kStates >= 1 ? states[1] : nullptr;",
+            "T *__restrict s2 = kStates >= 2 ? states[2] : nullptr;",
+        ),
     },
     "csrc/engine/plan.h": {
         CUT_AT_A_TENSORS_END: (

@@ -157,7 +157,7 @@ class Switched(Workspace):
         finally:
             if original is not None:
                 place.write_text(original)
-        if answer["alone"] and (python or mutant.rule == "constant"):
+        if answer["alone"] and (python or mutant.rule == "constant" or "constexpr" in mutant.before):
             return None
         status = KILLED if answer["by"] else SURVIVED
         by = answer["by"] or ("" if python or answer["executed"] else NOT_EXECUTED)

@@ -40,6 +40,11 @@ MUTATION_INLINE T pick(int k, T number, U other) {
   return on(k) ? static_cast<T>(other) : number;
 }
 
+template <class T>
+MUTATION_INLINE T rounded(int k, T x) {
+  return on(k) ? static_cast<T>(static_cast<float>(x)) : x;
+}
+
 struct Op {
   int swapped, dropped;  // the other operator; the left side alone
   constexpr Op(int a, int b) : swapped(a), dropped(b) {}  // braces would end a macro's argument at the comma

@@ -1,7 +1,7 @@
 """All mutants of a C++ file in one text, each behind a run-time switch, so that they are compiled once together.
 
-What cannot be a switch is left out, and compiled by itself: mutants with another type (roundings), numbers that the
-compiler needs, and lines that do not compile with switches.
+What cannot be a switch is left out, and compiled by itself: numbers that the compiler needs, and lines that do not
+compile with switches.
 """
 
 from __future__ import annotations
@@ -34,7 +34,26 @@ def insertions(text: str, mutant: Mutant, k: int) -> tuple[str, int, int, int] |
         if old.startswith("if ") and rest.startswith("else"):
             return None
         return "statement", begin, end, 0
+    if mutant.rule == "rounding" and old.startswith("h."):
+        return "rounded", begin, end, 0
+    if mutant.rule == "rounding" and (place := expression(text, begin)):
+        return "alternative", *place, 0
     return None
+
+
+def expression(text: str, at: int) -> tuple[int, int] | None:
+    """What the line's statement assigns or returns, when it is all of it: then its type is what it is converted to."""
+    start, end = text.rindex("\n", 0, at) + 1, text.index("\n", at)
+    whole = re.match(
+        r"\s*(?:return|(?:const )?(?:float )?[\w.]+(?:\[\w+\])? =) ([^;{}=]*);\s*(?://.*)?$", text[start:end]
+    )
+    if not whole:
+        return None
+    depth, commas = 0, 0
+    for c in whole[1]:
+        depth += (c in "([") - (c in ")]")
+        commas += c == "," and not depth
+    return None if commas or at < start + whole.start(1) else (start + whole.start(1), start + whole.end(1))
 
 
 def switched(text: str, mutants: Iterable[tuple[int, Mutant]], without: Collection[int]) -> tuple[str, set[int]]:
@@ -42,15 +61,21 @@ def switched(text: str, mutants: Iterable[tuple[int, Mutant]], without: Collecti
     places: dict[tuple[str, int, int], list[int]] = {}
     new: dict[int, str] = {}
     numbers = set()
+    before: dict[int, str] = {}
+    after: dict[int, str] = {}
     for k, mutant in mutants:
         if mutant.line in without or (place := insertions(text, mutant, k)) is None:
             continue
         *where, which = place
+        numbers.add(k)
+        if where[0] == "alternative":  # in another type, so with all that is around it
+            _, begin, end = where
+            other = text[begin : mutant.begin] + mutant.new + text[mutant.end : end]
+            before[begin] = before.get(begin, "") + f"(mutation::on({k}) ? static_cast<float>({other}) : "
+            after[end] = after.get(end, "") + ")"
+            continue
         places.setdefault(tuple(where), [-1, -1])[which] = k
         new[k] = mutant.new
-        numbers.add(k)
-    before: dict[int, str] = {}
-    after: dict[int, str] = {}
     replaced: dict[int, tuple[int, str]] = {}
     for (kind, begin, end), (a, b) in sorted(places.items(), key=lambda item: (item[0][1], -item[0][2])):
         old = text[begin:end]
@@ -62,6 +87,8 @@ def switched(text: str, mutants: Iterable[tuple[int, Mutant]], without: Collecti
             replaced[begin] = end + 1, f"{old}= mutation::Op({a}, -1) {old}="
         elif kind == "sign":
             replaced[begin] = end, f"mutation::Negate({a}) - "
+        elif kind == "rounded":
+            replaced[begin] = end, f"mutation::rounded({a}, {old})"
         elif kind == "constant":
             suffix = old[-1] if old[-1] == "u" or (old[-1] == "f" and not old.startswith("0x")) else ""
             replaced[begin] = end, f"mutation::pick({a}, {old}, {new[a]}{suffix})"

@@ -63,8 +63,10 @@ class Judge:
         if unchanged.status != SURVIVED:
             raise RuntimeError(f"{target.file} FAILs without any change: {unchanged.by}")
 
-    def judge(self, target: Target, mutant: Mutant) -> Verdict:
-        return self.switched.try_switched(mutant) or self.try_alone(target, mutant)
+    def judge(self, target: Target, mutant: Mutant, together: bool = False) -> Verdict | None:
+        """None, when it is to be tried together with others, for one that has to be compiled alone."""
+        found = self.switched.try_switched(mutant)
+        return found if found or together else self.try_alone(target, mutant)
 
     def try_alone(self, target: Target, mutant: Mutant) -> Verdict:
         if not self.alone_is_built:
@@ -78,8 +80,10 @@ class Judge:
         return self.alone.try_out(target, mutant, self.limits[target])
 
 
-def run(work: list[Work], jobs: int, until: float = float("inf")) -> Iterator[tuple[Target, Mutant, Verdict]]:
-    """Verdicts as they come, begun before `until` (time.perf_counter)."""
+def run(
+    work: list[Work], jobs: int, until: float = float("inf"), together: bool = False
+) -> Iterator[tuple[Target, Mutant, Verdict]]:
+    """Verdicts as they come, begun before `until` (time.perf_counter); together: without those compiled alone."""
     prepare_process_server()
     targets = list(dict.fromkeys(target for target, _ in work))
     jobs = max(1, min(jobs, len(targets)))
@@ -99,7 +103,8 @@ def run(work: list[Work], jobs: int, until: float = float("inf")) -> Iterator[tu
                     for mutant in (mutant for t, mutant in work if t is target):
                         if time.perf_counter() >= until:
                             return
-                        found.put((target, mutant, judge.judge(target, mutant)))
+                        if verdict := judge.judge(target, mutant, together):
+                            found.put((target, mutant, verdict))
             except queue.Empty:
                 pass
             finally:
@@ -120,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after this time")
+    parser.add_argument("--together", action="store_true", help="leave out those that have to be compiled alone")
     parser.add_argument("--record", metavar="FILE", help="keep verdicts here, and do not repeat those that it has")
     parser.add_argument("--count", action="store_true", help="count what the record holds, run nothing")
     parser.add_argument("--list", action="store_true", help="name the mutants, run nothing")
@@ -140,7 +146,8 @@ def main() -> int:
         return summary(work, found, options.only, 0.0)
     left = [(target, mutant) for target, mutant in work if mutant not in found]
     print(f"{len(work)} mutants, {len(found)} known from {options.record}" if found else f"{len(work)} mutants")
-    for number, (target, mutant, verdict) in enumerate(run(left, options.jobs, begin + 60 * options.minutes), 1):
+    verdicts = run(left, options.jobs, begin + 60 * options.minutes, options.together)
+    for number, (target, mutant, verdict) in enumerate(verdicts, 1):
         found[mutant] = verdict
         record.put(target, mutant, verdict)
         text = f"{mutant.file}:{mutant.line}  {mutant.before}  =>  {mutant.after}"

@@ -10,11 +10,12 @@ import torch
 
 from steepest.reference import storage
 
-AVERAGE_DECAY = 0.9
-NOISE = (0.01, 0.55)
+AVERAGE_DECAY, SHORT_DECAY = 0.9, 0.3  # either form of lerp
+NOISE = (0.23, 0.55)  # rounding either to a float changes what steps 1 and 2 add
 SEED = 2**40 + 12345
-# What a case may keep; "block8" means that all states are 8-bit codes.
-KEEPS = ("masters", "residual16", "residual8", "sources", "averages", "noise", "block8", "stochastic")
+# What a case may keep; "block8" means that all states are 8-bit codes, "short" that averages are
+# of few steps.
+KEEPS = ("masters", "residual16", "residual8", "sources", "averages", "short", "noise", "block8", "stochastic")
 
 
 def lists(case, values: dict[str, list[torch.Tensor]], generator) -> dict[str, list[torch.Tensor]]:
@@ -55,7 +56,7 @@ def keywords(case, tensors: dict) -> dict:
     """The op's keyword arguments for what a case keeps."""
     given = {name: tensors[name] for name in ("masters", "residuals", "sources", "averages") if name in tensors}
     if "averages" in case.keeps:
-        given["average_decay"] = AVERAGE_DECAY
+        given["average_decay"] = average_decay(case)
     if "noise" in case.keeps:
         given["gradient_noise"] = NOISE
     if "block8" in case.keeps:
@@ -65,6 +66,10 @@ def keywords(case, tensors: dict) -> dict:
     if {"noise", "block8", "stochastic"} & set(case.keeps):
         given["seed"] = SEED
     return given
+
+
+def average_decay(case) -> float:
+    return SHORT_DECAY if "short" in case.keeps else AVERAGE_DECAY
 
 
 def added_roles(case) -> list[str]:

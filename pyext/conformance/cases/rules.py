@@ -180,7 +180,7 @@ def tracked_run(rule: str, problem: Problem) -> dict[str, Tracked]:
         noise = kept.noise(case, case.first_step + k, work)
         g = g if noise is None else g + Number.exact(noise, work)
         p, states = stepped(rule, p, g, states, constant, step=case.first_step + k, **options)
-        average = average and lerp(average, p, constant(1 - kept.AVERAGE_DECAY))
+        average = average and lerp(average, p, constant(1 - kept.average_decay(case)))
         p = p.stored(start["params"].dtype)
         states = [x.stored(start[role].dtype) for x, role in zip(states, case.states)]
     return {"params": p, **dict(zip(case.states, states)), **({"averages": average} if average else {})}
@@ -257,19 +257,40 @@ def shared_cases(states: tuple[str, ...], **hyper) -> list[RuleCase]:
     ]
 
 
-def own_case(id: str, states: tuple[str, ...], **hyper) -> RuleCase:
-    return RuleCase(id, states=states, hyper=tuple(hyper.items()), steps=3)
+def own_case(id: str, states: tuple[str, ...], first_step: int = 1, **hyper) -> RuleCase:
+    return RuleCase(id, states=states, hyper=tuple(hyper.items()), steps=3, first_step=first_step)
 
 
-DECOUPLED = dict(lr=1e-2, weight_decay=0.1, decoupled=True)
+LATE = 2**24 + 1  # a float cannot hold it; the numbers beside it are such that this shows in what is derived
+
+
+DECOUPLED = dict(lr=1e-2, weight_decay=0.7, decoupled=True)  # rounding either to a float changes their product
+LARGEST = 2.0**128 - 2.0**104  # float32
 RULES: dict[str, tuple[list[RuleCase], str, str]] = {
     "sgd": (
         [
             *shared_cases(("momentum_buffers",), lr=1e-2, momentum=0.9, dampening=0.1),
             own_case("no momentum", (), lr=0.1, weight_decay=0.1),
             own_case("nesterov", ("momentum_buffers",), lr=0.1, momentum=0.95, nesterov=True),
-            own_case("decoupled", ("momentum_buffers",), momentum=0.9, **DECOUPLED),
+            own_case("decoupled", ("momentum_buffers",), momentum=0.9, dampening=0.9, **DECOUPLED),
+            RuleCase("average of few steps", hyper=(("lr", 0.1),), keeps=("averages", "short")),
+            RuleCase(
+                "late noise",
+                states=("momentum_buffers",),
+                hyper=(("lr", 0.1), ("momentum", 0.9)),
+                keeps=("noise",),
+                first_step=LATE + 8,
+            ),
             own_case("cautious", ("momentum_buffers",), momentum=0.9, cautious=True, **DECOUPLED),
+            own_case("cautious, by half", (), lr=0.5, weight_decay=1.0, decoupled=True, cautious=True),
+            own_case("l1 of a half", (), lr=0.5, l1=1.0),
+            RuleCase("clip_coefficient 3", hyper=(("lr", 0.1),), clip_coefficient=3.0),
+            RuleCase(
+                "clip_value, the largest float",
+                hyper=(("lr", 0.1), ("clip_value", LARGEST)),
+                values="special",
+                shapes=((400,),),
+            ),
         ],
         "5 per element with momentum",
         "Polyak 1964; Sutskever et al. 2013",
@@ -278,6 +299,7 @@ RULES: dict[str, tuple[list[RuleCase], str, str]] = {
         [
             *shared_cases(("state_sums",), lr=1e-2),
             own_case("lr_decay", ("state_sums",), lr=0.1, lr_decay=0.3, eps=1e-3),
+            own_case("late, slow lr_decay", ("state_sums",), LATE, lr=0.09, lr_decay=1.2e-7),
             own_case("decoupled", ("state_sums",), **DECOUPLED),
             own_case("cautious", ("state_sums",), cautious=True, **DECOUPLED),
         ],
@@ -302,6 +324,7 @@ RULES: dict[str, tuple[list[RuleCase], str, str]] = {
             *shared_cases(("exp_avgs", "exp_avg_sqs"), lr=1e-3),
             own_case("amsgrad", ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"), lr=1e-2, weight_decay=0.1),
             own_case("beta1 0.3", ("exp_avgs", "exp_avg_sqs"), lr=1e-2, betas=(0.3, 0.95)),
+            own_case("late, slow", ("exp_avgs", "exp_avg_sqs"), LATE, lr=3e-3, betas=(0.99999997, 0.99999995)),
         ],
         "15 per element",
         "Kingma & Ba 2015; Reddi et al. 2018 (AMSGrad)",
