@@ -119,20 +119,18 @@ def run_separately(root: Path, file: Path, arguments: list[str], chosen: list[st
             outputs.append(done.stdout + done.stderr)
             if part.exists() and part.stat().st_size:  # empty where it was skipped
                 parts.append(json.loads(part.read_text()))
-    if parts:
-        file.write_text(json.dumps(joined(parts)))
+                file.write_text(json.dumps(joined(parts)))  # each time, for a run that is cut short
     return status, "\n".join(outputs)
 
 
 def joined(parts: list[dict]) -> dict:
     """One file of pytest-benchmark's kind; what the machine can do is the median over the processes."""
-    whole = parts[0]
-    machine = whole["machine_info"]
+    machine = dict(parts[0]["machine_info"])
     for rate in ("copy_GB_per_s", "matmul_GFLOP_per_s"):
         machine[rate] = statistics.median(part["machine_info"][rate] for part in parts)
     machine["separate"] = True
-    whole["benchmarks"] = [benchmark for part in parts for benchmark in part["benchmarks"]]
-    return whole
+    benchmarks = [benchmark for part in parts for benchmark in part["benchmarks"]]
+    return {**parts[0], "machine_info": machine, "benchmarks": benchmarks}
 
 
 class Watch:
