@@ -76,9 +76,9 @@ STEEPEST_HD double power01(double x, double a) {
   return x > 2.3e-308 ? power : x * 0.0;
 }
 
-
 // x^n for n >= 0 by repeated squaring: a product of the squares that n's bits name, exact for n <= 1.  Relative error at
-// most n 2^-53, absolute for x in [0, 1) at most 2^-53 / (e |ln x|), which is far below a float's place of 1 - x^n.
+// most n 2^-53, absolute for x in [0, 1) at most 2^-53 / (e |ln x|).  Of 1 - x^n that is at most 2^-53 / (1 - x), less than
+// a fourth of a float's place for x up to 1 - 2^-26; beyond, with betas of 0.99999999, backends may round it differently.
 STEEPEST_HD double whole_power(double x, int64_t n) {
   double power = 1.0;
   for (double square = x; n > 0; n >>= 1, square = square * square)

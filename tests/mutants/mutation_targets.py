@@ -256,6 +256,7 @@ JUDGES = {
     "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", ()),
     "csrc/engine/traffic.cpp": ("^adamw", (RULES, SAM)),
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
+    "kernels/blocks.py": ("^none", ("tests/interpret/test_triton_statistics.py",)),
     "kernels/statistics.py": ("^inverse_root", ("tests/interpret/test_triton_statistics.py",)),
     "pyext/reference/dynamics.py": ("^none", ("tests/cpu/test_dynamics.py", "tests/cpu/test_curvature.py")),
     "pyext/reference/normalize.py": ("^(path_normalize|weight_norm)", ("tests/cpu/test_normalize.py",)),
