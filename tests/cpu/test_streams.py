@@ -38,9 +38,11 @@ def test_a_climb_and_a_step_from_elsewhere_are_those_of_small_calls(shift, threa
         assert torch.equal(backups[0], before) and torch.equal(backups[1], before)
 
         states = [[torch.zeros(LARGE) for _ in range(2)] for _ in range(2)]
-        steepest.adamw_([p], [g], [states[0][0]], [states[0][1]], lr=1e-3, step=1, sources=[backups[0]])
+        # Clipped, which walks the shares backwards.
+        options = dict(lr=1e-3, step=1, clip_coefficient=torch.tensor([0.3]))
+        steepest.adamw_([p], [g], [states[0][0]], [states[0][1]], sources=[backups[0]], **options)
         for row in zip(pieces(q), pieces(g), pieces(states[1][0]), pieces(states[1][1]), pieces(backups[1])):
-            steepest.adamw_(*([x] for x in row[:4]), lr=1e-3, step=1, sources=[row[4]])
+            steepest.adamw_(*([x] for x in row[:4]), sources=[row[4]], **options)
     finally:
         torch.set_num_threads(threads_before)
     assert torch.equal(p, q)

@@ -152,6 +152,19 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "T *__restrict s2 = kStates >= 2 ? states[2] : nullptr;",
         ),
     },
+    "csrc/engine/cpu.cpp": {
+        "how many shares there are, in which order, and whether they are written past the caches: speed alone": (
+            "const int parts = threads != 1 ? 1 : threads * kSharesPerThread;",
+            "const int parts = threads == 2 ? 1 : threads * kSharesPerThread;",
+            "const int parts = threads == 1 ? 2 : threads * kSharesPerThread;",
+            "const bool streams = cost <= kStreams;",
+            "const bool streams = cost >= kStreams;",
+            "const bool backwards = a.clip_coefficient == nullptr;",
+        ),
+        "numel is never negative, so a tile that begins at the end is empty": (
+            "for (int64_t at = begin; at <= end; at += kTile) {",
+        ),
+    },
     "csrc/engine/plan.h": {
         CUT_AT_A_TENSORS_END: (
             "if (next >= first && begin < end) visit(tensor_, begin, end);",

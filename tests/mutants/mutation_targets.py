@@ -77,6 +77,7 @@ MATRIX_CORE = "tests/matrix/test_matrix_core.py"
 CAPTURABLE = "tests/cpu/test_capturable.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
+STREAMS = "tests/cpu/test_streams.py"
 ENGINE = (ADAMW_STEP, STORAGE)
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
@@ -109,7 +110,7 @@ LISTED = (
     ),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
-    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), ENGINE, skip="constexpr"),
+    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (STREAMS, *ENGINE), skip="constexpr"),
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
