@@ -50,8 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--separate",
         action="store_true",
-        help="each benchmark in a process of its own: where others have used the heap before, the objects of 10,000 "
-        "tensors lie scattered, and take twice as long to visit as those of a training that has just begun",
+        help="each benchmark in a process of its own: where others have used the heap before, the objects of many "
+        "tensors lie scattered, and take longer to visit than those of a training that has just begun",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: all there are")
     parser.add_argument("--seconds", type=float, help="of timing per benchmark; at least 7 rounds are run")
@@ -63,6 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def run(root: Path, file: Path, options: argparse.Namespace) -> int:
     """The exit status of pytest, whose output is kept back unless something fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    file.unlink(missing_ok=True)  # of an earlier run, which would be shown as this one's
     arguments = ["--rootdir", str(root), "-c", str(root / "pyproject.toml"), "-q", "-p", "no:cacheprovider"]
     arguments += ["--scale", "quick" if options.quick else "full", "--device", options.device]
     arguments += [] if options.seconds is None else ["--seconds", str(options.seconds)]
