@@ -365,6 +365,23 @@ def test_native_calls_check_what_is_counted():
     assert torch.equal(p, torch.ones(3))
 
 
+def step_with_growing_lr(optimizer, params, steps, lr=None, start=None):
+    """With learning rates 0, 1/8, 2/8, ...; from the second step on, when there are states, `start` forbids waiting.
+    Returns the parameters after each step."""
+    seen = []
+    for t in range(steps):
+        if t == 1 and start is not None:
+            start()
+        set_gradients(params, t)
+        if lr is None:
+            optimizer.param_groups[0]["lr"] = 0.125 * t
+        else:
+            lr.fill_(0.125 * t)
+        optimizer.step()
+        seen.append([p.detach().clone() for p in params])
+    return seen
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, dict(cautious=True, nesterov=False), dict(normuon=0.95, scale="spectral")])
 def test_muon_reads_its_learning_rate_where_it_is(options, dtype, on_device, monkeypatch):
@@ -381,15 +398,7 @@ def test_muon_reads_its_learning_rate_where_it_is(options, dtype, on_device, mon
             params, lr=lr, weight_decay=decay, matrices="stack", adamw=dict(lr=0.125), capturable=live, **options
         )  # fmt: skip
         assert [group["algorithm"] for group in optimizer.param_groups] == ["muon", "adamw"]
-        for t in range(5):
-            if live and t == 1:
-                on_device()  # the first step has made the states
-            set_gradients(params, t)
-            if live:
-                lr.fill_(0.125 * t)
-            else:
-                optimizer.param_groups[0]["lr"] = 0.125 * t
-            optimizer.step()
+        step_with_growing_lr(optimizer, params, 5, *((lr, on_device) if live else ()))
         sides.append(params)
     monkeypatch.undo()
     before = torch.randn(12, 7, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -409,18 +418,10 @@ def test_normed_descent_reads_its_learning_rate_where_it_is(norm, maximize, on_d
         lr, decay = (torch.tensor(0.0), torch.tensor(0.25)) if live else (0.0, 0.25)
         options = dict(norm=norm, normalized=norm != "linf", maximize=maximize, capturable=live)
         optimizer = optim.NormedDescent(params, lr=lr, weight_decay=decay, **options)
-        for t in range(3):
-            if live and t == 1:
-                on_device()
-            set_gradients(params, 0)
-            if live:
-                lr.fill_(0.125 * t)
-            else:
-                optimizer.param_groups[0]["lr"] = 0.125 * t
-            optimizer.step()
-        sides.append(params)
+        sides.append(step_with_growing_lr(optimizer, params, 3, *((lr, on_device) if live else ())))
     monkeypatch.undo()
-    for p, q, start in zip(*sides, parameters()):
-        # Two steps, each rounding a product, a factor and a sum of numbers no larger than the largest weight ever.
-        largest = max([x.abs().max().item() for x in (p, start) if x.numel()], default=0)
-        assert not p.numel() or ((p - q).abs().max() <= 2 * 3 * 2**-24 * largest and not torch.equal(p, start))
+    for start, between, p, q in zip(*sides[0], sides[1][-1]):
+        if p.numel():
+            # Two steps, each rounding a product, a factor and a sum.  A change is at most the sum of two weights.
+            largest = 2 * max(x.abs().max().item() for x in (start, between, p))
+            assert (p - q).abs().max() <= 2 * 3 * 2**-24 * largest and not torch.equal(p, start)

@@ -62,16 +62,8 @@ def without_waiting():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("kind", KINDS)
-def test_replayed_steps_equal_eager_ones_and_the_cpu_s(kind, kept):
-    cls, options = KINDS[kind]
-    dtype, storage = KEPT[kept]
-    sides = {}
-    for side, device in (("cpu", "cpu"), ("eager", "cuda"), ("graph", "cuda")):
-        params = parameters(device, dtype)
-        lr = torch.tensor(0.125, device=device)
-        sides[side] = params, lr, cls(params, lr=lr, **options, **storage, max_grad_norm=1.0, capturable=True)
+def step_in_turn(sides):
+    """Six steps of (parameters, lr, optimizer) by side; "graph" captures the third and replays from there on."""
     graph = torch.cuda.CUDAGraph()
     for t in range(6):
         for side, (params, lr, optimizer) in sides.items():
@@ -84,6 +76,19 @@ def test_replayed_steps_equal_eager_ones_and_the_cpu_s(kind, kept):
                 with torch.cuda.graph(graph):
                     optimizer.step()
             graph.replay()
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("kind", KINDS)
+def test_replayed_steps_equal_eager_ones_and_the_cpu_s(kind, kept):
+    cls, options = KINDS[kind]
+    dtype, storage = KEPT[kept]
+    sides = {}
+    for side, device in (("cpu", "cpu"), ("eager", "cuda"), ("graph", "cuda")):
+        params = parameters(device, dtype)
+        lr = torch.tensor(0.125, device=device)
+        sides[side] = params, lr, cls(params, lr=lr, **options, **storage, max_grad_norm=1.0, capturable=True)
+    step_in_turn(sides)
     for side in ("eager", "graph"):
         assert_same(sides["cpu"][0], sides[side][0])
         for p, q in zip(sides["cpu"][0], sides[side][0]):
@@ -118,18 +123,7 @@ def test_replayed_steps_of_matrices_equal_eager_ones(kind, dtype):
         params = [torch.randn(s, generator=generator).to("cuda", dtype).requires_grad_() for s in shapes]
         lr = torch.tensor(0.0, device="cuda")
         sides[side] = params, lr, MATRIX_KINDS[kind](params, lr)
-    graph = torch.cuda.CUDAGraph()
-    for t in range(6):
-        for side, (params, lr, optimizer) in sides.items():
-            set_gradients(params, t)
-            lr.fill_(0.125 / (t + 1))
-            if side != "graph" or t < 2:
-                optimizer.step()
-                continue
-            if t == 2:
-                with torch.cuda.graph(graph):
-                    optimizer.step()
-            graph.replay()
+    step_in_turn(sides)
     assert_same(sides["eager"][0], sides["graph"][0])
 
 
