@@ -23,13 +23,7 @@ SCHEDULES = [named("polar-express", 5), named("polar-express", 8), named("keller
 SCHEDULES += [minimax(2, 1e-8, steps=9), minimax(2, 1e-6, degree=3, steps=4)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Most matrices here are small: a second thread would add nothing but waiting where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ids(schedule):

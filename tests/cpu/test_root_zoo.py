@@ -15,13 +15,7 @@ from steepest.conformance.root_bounds import accuracy, oracle_share, scale_figur
 from steepest.conformance.root_zoo import FAMILIES, KAPPAS, Decompositions, dtype_of, gradient
 from steepest.matrix.root_plan import plan
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def judged(n: int, kappa: float, families, known: Decompositions, method: str, tol: float):

@@ -30,13 +30,7 @@ F64 = torch.float64
 U = 2.0**-24
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Most matrices here are small: a second thread would add nothing but waiting where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class CountingVerbs(TorchVerbs):
