@@ -13,8 +13,7 @@ from steepest.reference import storage
 AVERAGE_DECAY, SHORT_DECAY = 0.9, 0.3  # either form of lerp
 NOISE = (0.23, 0.55)  # rounding either to a float changes what steps 1 and 2 add
 SEED = 2**40 + 12345
-# What a case may keep; "block8" means that all states are 8-bit codes, "short" that averages are
-# of few steps.
+# What a case may keep; "block8" means that all states are 8-bit codes, "short" that averages are of few steps.
 KEEPS = ("masters", "residual16", "residual8", "sources", "averages", "short", "noise", "block8", "stochastic")
 
 
