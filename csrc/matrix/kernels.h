@@ -3,12 +3,17 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace steepest::matrix {
 
 constexpr int64_t kStrip = 8;      // rows of a tile
 constexpr int64_t kGranule = 16;   // columns are computed in multiples of this
 constexpr int64_t kPanel = 48;     // columns of a full tile, and of a packed panel
+
+// The element type that a matrix of T is converted from.
+template <class T>
+using OtherType = std::conditional_t<std::is_same_v<T, float>, double, float>;
 
 template <class T>
 struct Kernels {
@@ -30,6 +35,7 @@ struct Kernels {
   double (*average)(const T *a, T *b, int64_t n, double factor);
   // y = x factor, in double.
   void (*scale)(const T *x, T *y, int64_t n, double factor);
+  void (*convert)(const OtherType<T> *x, T *y, int64_t n, double factor);
 };
 
 // Those for the machine at hand, chosen once.

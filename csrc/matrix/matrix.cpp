@@ -51,7 +51,8 @@ steepest_status check_read(const steepest_matrix_program &p, int64_t op, const c
   return STEEPEST_OK;
 }
 
-// What STEEPEST_MATRIX_SYMMETRISE writes to c, NORM to d, and DIVIDE reads from b.
+// What SYMMETRISE writes to c and SPECTRAL_BOUND reads from it, what NORM and SPECTRAL_BOUND write to d, and what DIVIDE
+// reads from b.
 steepest_status check_numbers(const steepest_matrix_program &p, int32_t operand, const char *name, long long i,
                               int64_t count) {
   const steepest_matrix_operand &x = p.operands[operand];
@@ -70,6 +71,19 @@ steepest_status check_sizes(const steepest_matrix_program &p, const steepest_mat
   return STEEPEST_OK;
 }
 
+steepest_status check_spectral_bound(const steepest_matrix_program &p, int64_t number) {
+  const steepest_matrix_op &op = p.ops[number];
+  if (const steepest_status status = check_read(p, number, "b", op.b, true)) return status;
+  if (const steepest_status status = check_read(p, number, "c", op.c, true)) return status;
+  if (const steepest_status status = check_numbers(p, op.c, "c", number, 2)) return status;
+  const steepest_matrix_operand &a = p.operands[op.a], &b = p.operands[op.b];
+  STEEPEST_REQUIRE(a.rows == b.rows && a.cols == b.cols && a.dtype == b.dtype,
+                   "matrix: ops[%lld].b is %lld x %lld, expected %lld x %lld and dtype %d, as a",
+                   static_cast<long long>(number), static_cast<long long>(b.rows), static_cast<long long>(b.cols),
+                   static_cast<long long>(a.rows), static_cast<long long>(a.cols), a.dtype);
+  return check_numbers(p, op.d, "d", number, 1);
+}
+
 // The operands that an operation reads besides a, and those that it takes for numbers.
 steepest_status check_rest(const steepest_matrix_program &p, int64_t number) {
   const steepest_matrix_op &op = p.ops[number];
@@ -81,6 +95,7 @@ steepest_status check_rest(const steepest_matrix_program &p, int64_t number) {
     case STEEPEST_MATRIX_COMBINE: return check_read(p, number, "c", op.c, false);
     case STEEPEST_MATRIX_SYMMETRISE: return check_sizes(p, op, number);
     case STEEPEST_MATRIX_NORM: return check_numbers(p, op.d, "d", number, 1);
+    case STEEPEST_MATRIX_SPECTRAL_BOUND: return check_spectral_bound(p, number);
     case STEEPEST_MATRIX_DIVIDE:
       if (const steepest_status status = check_read(p, number, "b", op.b, true)) return status;
       return check_numbers(p, op.b, "b", number, 1);
@@ -91,8 +106,8 @@ steepest_status check_rest(const steepest_matrix_program &p, int64_t number) {
 steepest_status check_op(const steepest_matrix_program &p, int64_t number) {
   const steepest_matrix_op &op = p.ops[number];
   const long long i = number;
-  STEEPEST_REQUIRE(op.kind >= STEEPEST_MATRIX_SYMMETRIC && op.kind <= STEEPEST_MATRIX_DIVIDE,
-                   "matrix: ops[%lld].kind is %d, expected 0 to 6", i, op.kind);
+  STEEPEST_REQUIRE(op.kind >= STEEPEST_MATRIX_SYMMETRIC && op.kind <= STEEPEST_MATRIX_SPECTRAL_BOUND,
+                   "matrix: ops[%lld].kind is %d, expected 0 to 7", i, op.kind);
   const bool product = op.kind <= STEEPEST_MATRIX_PRODUCT;
   STEEPEST_REQUIRE((op.flags & ~(product ? 3u : 0u)) == 0, "matrix: ops[%lld].flags is %u, unknown for kind %d", i,
                    op.flags, op.kind);
@@ -105,7 +120,7 @@ steepest_status check_op(const steepest_matrix_program &p, int64_t number) {
                    "matrix: ops[%lld] writes operand %d, which all matrices of the batch share (stride 0)", i, op.d);
   STEEPEST_REQUIRE(op.d != op.a && (!product || op.d != op.b), "matrix: ops[%lld] writes operand %d, which it multiplies",
                    i, op.d);
-  if (op.kind == STEEPEST_MATRIX_NORM) return STEEPEST_OK;
+  if (op.kind == STEEPEST_MATRIX_NORM || op.kind == STEEPEST_MATRIX_SPECTRAL_BOUND) return STEEPEST_OK;
   const Shape sa = shape_of(a, op.flags & STEEPEST_MATRIX_TRANSPOSE_A);
   const Shape sb = product ? shape_of(p.operands[op.b], op.flags & STEEPEST_MATRIX_TRANSPOSE_B) : sa;
   const bool fits = product ? sa.rows == d.rows && sb.cols == d.cols && sa.cols == sb.rows

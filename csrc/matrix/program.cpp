@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <type_traits>
 
 #include "matrix/product.h"
 
@@ -48,9 +47,14 @@ int phases(const steepest_matrix_op &op) {
   }
 }
 
+// Whether the result is a number of the whole of a.
+bool reads_whole(const steepest_matrix_op &op) {
+  return op.kind == STEEPEST_MATRIX_NORM || op.kind == STEEPEST_MATRIX_SPECTRAL_BOUND;
+}
+
 // The operand whose rows are shared out.
 const steepest_matrix_operand &shape_of(const steepest_matrix_program &p, const steepest_matrix_op &op) {
-  return p.operands[op.kind == STEEPEST_MATRIX_NORM ? op.a : op.d];
+  return p.operands[reads_whole(op) ? op.a : op.d];
 }
 
 int64_t terms_of(const steepest_matrix_program &p, const steepest_matrix_op &op) {
@@ -164,6 +168,7 @@ class Chain {
       case STEEPEST_MATRIX_NORMALISE: normalise<T>(op, phase, begin, end); break;
       case STEEPEST_MATRIX_NORM: norm<T>(op, phase, begin, end); break;
       case STEEPEST_MATRIX_DIVIDE: divide<T>(op, begin, end); break;
+      case STEEPEST_MATRIX_SPECTRAL_BOUND: spectral_bound<T>(op, begin); break;
       default: symmetrise<T>(op, phase, begin, end);
     }
     return 0;
@@ -171,14 +176,13 @@ class Chain {
 
   template <class T>
   void combine(const steepest_matrix_op &op, int64_t begin, int64_t end) const {
-    using Other = std::conditional_t<std::is_same_v<T, float>, double, float>;
     const Operand<T> d = operand<T>(op.d), c = operand<T>(op.c);
     const bool converts = p_.operands[op.a].dtype != p_.operands[op.d].dtype;
     for (int64_t i = begin; i < end; ++i) {
       T *const to = d.at + i * d.ld;
       if (converts) {
-        const Operand<Other> a = operand<Other>(op.a);
-        for (int64_t j = 0; j < d.cols; ++j) to[j] = static_cast<T>(op.alpha * a.at[i * a.ld + j]);
+        const Operand<OtherType<T>> a = operand<OtherType<T>>(op.a);
+        kernels<T>().convert(a.at + i * a.ld, to, d.cols, op.alpha);
       } else {
         const Operand<T> a = operand<T>(op.a);
         kernels<T>().combine(a.at + i * a.ld, c.at ? c.at + i * c.ld : nullptr, to, d.cols, static_cast<T>(op.alpha),
@@ -213,6 +217,25 @@ class Chain {
     const Operand<T> d = operand<T>(op.d), a = operand<T>(op.a);
     const double by = *operand<double>(op.b).at, factor = op.alpha / std::pow(by == 0 ? 1.0 : by, op.gamma);
     for (int64_t i = begin; i < end; ++i) kernels<T>().scale(a.at + i * a.ld, d.at + i * d.ld, d.cols, factor);
+  }
+
+  // A few rows: the first task does it all.
+  template <class T>
+  void spectral_bound(const steepest_matrix_op &op, int64_t begin) const {
+    if (begin > 0) return;
+    const Operand<T> after = operand<T>(op.a), before = operand<T>(op.b);
+    double growth = 0;  // of squares
+    for (int64_t i = 0; i < after.rows; ++i) {
+      const double to = kernels<T>().sum_squares(after.at + i * after.ld, after.cols);
+      const double from = kernels<T>().sum_squares(before.at + i * before.ld, before.cols);
+      const double ratio = to / (from == 0 ? 1.0 : from);
+      growth = std::isnan(ratio) || ratio > growth ? ratio : growth;
+    }
+    const double norm = operand<double>(op.c).at[1];
+    double bound = norm > 1 ? 1.0 : norm;  // NaN stays
+    const double grown = 2 * std::sqrt(growth);
+    bound = std::isnan(grown) || grown < bound ? grown : bound;
+    *operand<double>(op.d).at = bound * (1 + 0x1p-12);
   }
 
   template <class T>

@@ -130,6 +130,9 @@ class Recorder:
         self.append(lib.MATRIX_DIVIDE, 0, d, y, by, None, 1 / factor, 0.0, power)
         return d.mT if a.transposed else d
 
+    def spectral_bound(self, sizes: Handle, before: Handle, after: Handle) -> Handle:
+        return self.append(lib.MATRIX_SPECTRAL_BOUND, 0, self.operand(1, 1, torch.float64), after, before, sizes)
+
     def symmetrised(self, a: Handle) -> tuple[Handle, Handle]:
         d, sizes = self.operand(a.rows, a.rows, a.dtype), self.operand(1, 2, torch.float64)
         self.append(lib.MATRIX_SYMMETRISE, 0, d, a, None, sizes)

@@ -13,7 +13,7 @@ from torch import Tensor
 from steepest.matrix import tape
 from steepest.matrix.native import NativeVerbs
 from steepest.matrix.root_plan import PROBES, RANGE_MARGIN, RIDGE_FLOOR, RootPlan, degree_of, plan, power_factors
-from steepest.matrix.verbs import TorchVerbs, Verbs, WholeVerbs, full_float32
+from steepest.matrix.verbs import TensorVerbs, TorchVerbs, Verbs, WholeVerbs, full_float32
 from steepest.schedules import Coefficients
 
 _log = logging.getLogger("steepest")
@@ -169,22 +169,26 @@ def execute(a: Tensor, todo: RootPlan, ridge: float, absolute: bool, verbs: Verb
 def _by_polynomials(a, todo, ridge, absolute, verbs):
     a = a.to(torch.promote_types(a.dtype, todo.dtype))
     start = _directions(a.shape[-1], todo.dtype, a.device)[None]
-    y, sizes, before, after = verbs.run(_bound_chain, (a, start), (power_steps(a.shape[-1]), todo.dtype))
-    rows, bound = sizes[:, 0, 0], spectral_bound(sizes, before, after)
-    zero = rows == 0
-    bound = torch.where(zero, 1.0, bound)
-    scale = torch.where(zero, 1.0, bound * rows).to(todo.dtype)
-    bound = bound.to(todo.dtype)
-    relative = ridge / scale if absolute else torch.full_like(scale, ridge)
-    # M = (Y / bound + relative I) / nu, nu just above its norm 1 + relative.
-    nu = (1 + relative) / (1 - RANGE_MARGIN)
-    m = y / (bound * nu)[:, None, None]
-    m.diagonal(dim1=-2, dim2=-1).add_((relative / nu)[:, None])
-    x, probed = verbs.run(_root_chain, (m, start), (todo,))
-    residual = _size(probed - start)
-    ok = (relative >= RIDGE_FLOOR[todo.precision]) & (residual <= RESIDUAL_LIMIT)  # False for NaN
-    # (A + ridge scale I)^(-1/p) = X (nu scale)^(-1/p); in two factors, since nu scale may leave float32's range.
-    return _finish(x, _power(nu, -1 / todo.p) * _power(scale, -1 / todo.p), ok, zero, ridge, todo, residual, scale)
+    # An absolute ridge is another number for every matrix, which recorded algorithms cannot have.
+    run = TensorVerbs.run if absolute else type(verbs).run
+    x, sizes, bound, deviation = run(verbs, _root_chain, (a, start), (todo, ridge, absolute))
+    zero, scale = sizes[:, 0, 0] == 0, _scale(sizes, bound)[:, 0, 0]
+    relative = ridge / scale if absolute else ridge
+    residual = deviation[:, 0, 0].to(todo.dtype) / math.sqrt(PROBES)
+    ok = (residual <= RESIDUAL_LIMIT) & (relative >= RIDGE_FLOOR[todo.precision])  # False for NaN
+    # (A + ridge scale I)^(-1/p) = X (nu scale)^(-1/p)
+    factor = ((_nu(relative) * scale) ** (-1 / todo.p)).to(todo.dtype)
+    return _finish(x, factor, ok, zero, ridge, todo, residual, scale.to(todo.dtype))
+
+
+def _scale(sizes: Tensor, bound: Tensor) -> Tensor:
+    """λ of A from the sizes of `Verbs.symmetrised` and λ of Y: (batch, 1, 1) in float64, 1 for a zero matrix."""
+    return torch.where(sizes[..., :1] == 0, 1.0, sizes[..., :1] * bound)
+
+
+def _nu(relative):
+    """Just above the norm 1 + relative of Y / λ + relative I, which nu divides."""
+    return (1 + relative) / (1 - RANGE_MARGIN)
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
@@ -235,23 +239,24 @@ def _directions(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (v / v.norm(dim=1, keepdim=True)).to(device=device, dtype=dtype)
 
 
-def _bound_chain(verbs: Verbs, a, v, steps: int, dtype: torch.dtype):
-    """(Y, sizes, V Y^(steps-1), V Y^steps): A scaled by its largest row sum, and power iterations from the rows of V.
+def _root_chain(verbs: Verbs, a, v, todo: RootPlan, ridge: float, absolute: bool):
+    """(X, sizes, λ of Y, ‖V X^q M X^(p-q) - V‖_F), q = p // 2: the root of M, and what its residual is measured by."""
+    y, sizes, bound = bounded(verbs, a, v, todo.dtype)
+    relative = ridge / _scale(sizes, bound) if absolute else ridge
+    m = verbs.divided(y, bound, power=1.0, factor=_nu(relative))
+    m = verbs.combination(m, diagonal=relative / _nu(relative))
+    x, probed = iterate(m, todo, verbs), v
+    for factor in (*(x,) * (todo.p // 2), m, *(x,) * (todo.p - todo.p // 2)):
+        probed = verbs.long_product(factor, probed.mT).mT
+    return x, sizes, bound, verbs.norm(verbs.combination(probed, beta=-1.0, c=v))
 
+
+def bounded(verbs: Verbs, a, v, dtype: torch.dtype):
+    """(Y, sizes, λ): A scaled by its largest row sum, and λ with |λ|max <= λ <= 2 |λ|max of Y; 0 for zero.
+
+    λ is twice the best of PROBES power iterations from the rows of V, which is at most 2 |λ|max, and at least |λ|max
+    but for a probability of 1e-12 (`power_steps`); or an upper bound if that is smaller: 1 or the Frobenius norm.
     |λ|max of Y is at least 1/√n, so nothing underflows.
-    """
-    y, sizes = verbs.symmetrised(a)
-    y = verbs.combination(y, dtype=dtype)
-    for _ in range(steps):
-        before, v = v, verbs.long_product(y, v.mT).mT
-    return y, sizes, before, v
-
-
-def spectral_bound(sizes: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """λ with |λ|max <= λ <= 2 |λ|max of every Y of `_bound_chain`, in float64; 0 for zero.
-
-    Twice the best of PROBES power iterations, which is at most 2 |λ|max, and at least |λ|max but for a probability of
-    1e-12 (`power_steps`); or the largest row sum, 1, or the Frobenius norm, both upper bounds, if smaller.
 
     It starts from random vectors at every refresh.  A vector kept from the last one would make it no tighter and save
     no product: the ridge is relative to λ, so that products follow from (p, ridge, tol) alone.  Measured on 60 steps of
@@ -261,18 +266,11 @@ def spectral_bound(sizes: Tensor, before: Tensor, after: Tensor) -> Tensor:
     (0.23 of it at least), where M would leave [0, 1] and the block keep a stale root.  The steps that it would save are
     6 % of the time at n = 16, 3 % at 128 and 0.7 % at 1024 (one core).
     """
-    growth = torch.linalg.vector_norm(after, dim=2) / torch.linalg.vector_norm(before, dim=2).clamp(min=1e-30)
-    # An upper bound stays one after rounding: sums of n terms err by at most n u, in practice by √n u.
-    upper = sizes[:, 0, 1].clamp(max=1)
-    return torch.minimum(upper, 2 * growth.amax(-1).double()) * (1 + 2.0**-12)
-
-
-def _root_chain(verbs: Verbs, m, v, todo: RootPlan):
-    """(X, V X^q M X^(p-q)), q = p // 2: the root and what its residual is measured by."""
-    x = iterate(m, todo, verbs)
-    for factor in (*(x,) * (todo.p // 2), m, *(x,) * (todo.p - todo.p // 2)):
-        v = verbs.long_product(factor, v.mT).mT
-    return x, v
+    y, sizes = verbs.symmetrised(a)
+    y = verbs.combination(y, dtype=dtype)
+    for _ in range(power_steps(y.shape[-1])):
+        before, v = v, verbs.long_product(y, v.mT).mT
+    return y, sizes, verbs.spectral_bound(sizes, before, v)
 
 
 def iterate(m: Tensor, todo: RootPlan, verbs: Verbs, wide_verbs: Verbs | None = None) -> Tensor:

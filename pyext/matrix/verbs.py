@@ -56,13 +56,21 @@ class Verbs(Protocol):
         diagonal: float = 0.0,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """alpha·A + beta·C + diagonal·I in `dtype`, by default a's; may be `a` itself where nothing changes."""
+        """alpha·A + beta·C + diagonal·I in `dtype`, by default a's; may be `a` itself where nothing changes.
+
+        Over tensors `diagonal` may be one of (..., 1, 1): a number for every matrix.
+        """
 
     def norm(self, a: Tensor) -> Tensor:
         """‖A‖_F, summed in float64: (..., 1, 1) in float64."""
 
     def divided(self, a: Tensor, by: Tensor, *, power: float, factor: float) -> Tensor:
         """A / (factor·by^power) for `by` as `norm` gives it, 0 counting as 1."""
+
+    def spectral_bound(self, sizes: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """min(1, ‖Y‖_F, 2 maxᵢ ‖afterᵢ‖ / ‖beforeᵢ‖) (1 + 2^-12), (..., 1, 1) in float64, for the sizes of
+        `symmetrised` and the rows of V Yᵏ and V Yᵏ⁺¹; 0 for zero. An upper bound stays one after rounding: sums of n
+        terms err by n u at most, in practice by √n u."""
 
     def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """(Y, sizes): Y = (A + Aᵀ) / (2 r), r the largest row sum of |A + Aᵀ| / 2: no eigenvalue of Y exceeds 1, the
@@ -90,9 +98,12 @@ class TensorVerbs:
             out = out * alpha
         if c is not None:
             out = torch.add(out, c, alpha=beta)
-        if diagonal != 0:
-            out = out.clone() if out is a else out
-            out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
+        if isinstance(diagonal, Tensor):
+            diagonal = diagonal[..., 0]
+        elif diagonal == 0:
+            return out
+        out = out.clone() if out is a else out
+        out.diagonal(dim1=-2, dim2=-1).add_(diagonal)
         return out
 
     def norm(self, a: Tensor) -> Tensor:
@@ -103,6 +114,11 @@ class TensorVerbs:
         if a.dtype in (torch.float32, torch.float64):
             return a / by.to(a.dtype)
         return (a.float() / by.float()).to(a.dtype)
+
+    def spectral_bound(self, sizes: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        before, after = (torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in (before, after))
+        growth = (after / before.where(before != 0, 1)).amax(-1)[:, None, None]
+        return torch.minimum(sizes[..., 1:].clamp(max=1), 2 * growth) * (1 + 2.0**-12)
 
     def symmetrised(self, a: Tensor) -> tuple[Tensor, Tensor]:
         # By max |a| first, so that no sum leaves the range.

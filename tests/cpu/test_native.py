@@ -22,6 +22,7 @@ from steepest.matrix.native import (
 from steepest.matrix.polar import UNIT_ROUNDOFF, _normalised_chain
 from steepest.matrix.polar import plan as polar_plan
 from steepest.matrix.root_plan import plan as root_plan
+from steepest.matrix.verbs import TorchVerbs
 
 F32, F64 = torch.float32, torch.float64
 RUN = {F32: 256, F64: 128}  # terms that are summed before the next packed part begins
@@ -154,6 +155,25 @@ def test_a_norm_of_what_is_not_finite_is_nan_and_so_is_all_that_it_divides():
     norm, y = NativeVerbs().run(_divided_by_its_norm, (x,), (1.0, 1.0))
     assert norm.isnan().flatten().tolist() == [True, True, False]
     assert y[:2].isnan().all() and y[2].isfinite().all()
+
+
+@pytest.mark.parametrize("verbs", [NativeVerbs(), TorchVerbs()], ids=["native", "torch"])
+def test_the_bound_of_the_largest_eigenvalue_is_the_least_of_three(verbs):
+    sizes = torch.tensor([[5.0, 0.75], [5, 3], [5, 3], [0, 0], [5, math.nan], [5, 0.75], [5, 0.75]], dtype=F64)[:, None]
+    before, after = normal(7, 4, 9), normal(7, 4, 9, seed=1)
+    before /= before.norm(dim=-1, keepdim=True)
+    after /= after.norm(dim=-1, keepdim=True)
+    growth = torch.tensor([[0.1, 2, 0, 0.3], [1, 0.2, 0.2, 0.2], [0.1, 0.2, 0.1, 0.4]] + 4 * [[0, 0, 0, 0.25]])
+    after *= growth[..., None]
+    before[3] = 0
+    before[5, 1, 2], after[6, 0, 0] = math.nan, math.nan
+    bound = verbs.run(_spectral_bound, (sizes, before, after))[:, 0, 0] / (1 + 2.0**-12)
+    expected = torch.tensor([0.75, 1, 0.8, 0, math.nan, math.nan, math.nan], dtype=F64)
+    torch.testing.assert_close(bound, expected, rtol=9 * 2**-24, atol=0, equal_nan=True)
+
+
+def _spectral_bound(verbs, sizes, before, after):
+    return verbs.spectral_bound(sizes, before, after)
 
 
 @pytest.mark.parametrize("n", [5, 64])
@@ -308,11 +328,14 @@ def test_backends_of_a_cpu():
 
 
 FLOAT = DTYPES[F32]
-SQUARE, LONG, SCRATCH = (4, 4, FLOAT), (4, 7, FLOAT), (4, 4, FLOAT)
+SQUARE, LONG, SCRATCH, NUMBERS = (4, 4, FLOAT), (4, 7, FLOAT), (4, 4, FLOAT), (1, 2, DTYPES[F64])
 
 
 def op(kind=lib.MATRIX_SYMMETRIC, flags=0, d=2, a=0, b=0, c=-1, alpha=1.0, beta=0.0, gamma=0.0):
     return kind, flags, d, a, b, c, alpha, beta, gamma
+
+
+SIZES_OF_SQUARE = op(kind=lib.MATRIX_SYMMETRISE, d=3, c=2)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +357,15 @@ def op(kind=lib.MATRIX_SYMMETRIC, flags=0, d=2, a=0, b=0, c=-1, alpha=1.0, beta=
         ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_NORM)], "ops[0].d is 4 x 4, expected 1 x 1 of FLOAT64"),
         ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_DIVIDE, b=-1)], "ops[0].b is -1"),
         ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_DIVIDE, b=1)], "ops[0].b is 4 x 7, expected 1 x 1 of FLOAT64"),
+        ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_SPECTRAL_BOUND, b=-1)], "ops[0].b is -1"),
+        ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_SPECTRAL_BOUND)], "ops[0].c is -1"),
+        ([SQUARE, LONG, SCRATCH], [op(kind=lib.MATRIX_SPECTRAL_BOUND, c=1)], "ops[0].c is 4 x 7, expected 1 x 2 of"),
+        ([SQUARE, LONG, NUMBERS], [op(kind=lib.MATRIX_NORM, d=2)], "ops[0].d is 1 x 2, expected 1 x 1 of FLOAT64"),
+        ([SQUARE, LONG, NUMBERS, SCRATCH], [SIZES_OF_SQUARE, op(kind=lib.MATRIX_SPECTRAL_BOUND, b=1, c=2)],
+         "ops[1].b is 4 x 7, expected 4 x 4 and dtype 0, as a"),
+        ([SQUARE, LONG, NUMBERS, SCRATCH], [SIZES_OF_SQUARE, op(kind=lib.MATRIX_SPECTRAL_BOUND, d=3, c=2)],
+         "ops[1].d is 4 x 4, expected 1 x 1 of FLOAT64"),
+        ([SQUARE, LONG, NUMBERS], [op(kind=8)], "ops[0].kind is 8, expected 0 to 7"),
     ],
 )  # fmt: skip
 def test_a_wrong_program_is_refused_before_anything_is_written(operands, ops, message):

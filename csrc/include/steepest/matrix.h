@@ -40,7 +40,11 @@ typedef enum steepest_matrix_kind {
   /* D, 1 x 1 doubles, = ||A||_F, the sum in double; NaN where A is not finite */
   STEEPEST_MATRIX_NORM = 5,
   /* D = alpha A / B^gamma, B 1 x 1 doubles, 0 counting as 1 */
-  STEEPEST_MATRIX_DIVIDE = 6
+  STEEPEST_MATRIX_DIVIDE = 6,
+  /* D, 1 x 1 doubles, = min(1, C[1], 2 max_i ||A_i|| / ||B_i||) (1 + 2^-12) over the rows of A = V Y^(k+1) and B = V Y^k,
+   * C as SYMMETRISE gives it with Y: an upper bound of |lambda|max of Y where k is large enough.  0 for zero, NaN where
+   * any of them is NaN */
+  STEEPEST_MATRIX_SPECTRAL_BOUND = 7
 } steepest_matrix_kind;
 
 enum { STEEPEST_MATRIX_TRANSPOSE_A = 1, STEEPEST_MATRIX_TRANSPOSE_B = 2 };
