@@ -35,9 +35,8 @@ def adamw_formula(p, g, m, v, vmax, scalars_ptr, AMSGRAD: tl.constexpr):
     lerp_rest = tl.load(scalars_ptr + 2)
     beta2 = tl.load(scalars_ptr + 3)
     beta2_rest = tl.load(scalars_ptr + 4)
-    bias2_sqrt = tl.load(scalars_ptr + 5)
-    negative_step_size = tl.load(scalars_ptr + 6)
-    eps = tl.load(scalars_ptr + 7)
+    negative_step_size = tl.load(scalars_ptr + 5)
+    eps = tl.load(scalars_ptr + 6)
 
     p = p * decay
     # torch's lerp: the form that is exact at its own end of [0, 1].
@@ -48,8 +47,7 @@ def adamw_formula(p, g, m, v, vmax, scalars_ptr, AMSGRAD: tl.constexpr):
     if AMSGRAD:
         # NaN in either operand is kept, as torch.maximum keeps it.
         second = tl.where((v > vmax) | (v != v), v, vmax)
-    denominator = tl.div_rn(tl.sqrt_rn(second), bias2_sqrt) + eps
-    p = p + tl.div_rn(negative_step_size * m, denominator)
+    p = p + tl.div_rn(negative_step_size * m, tl.sqrt_rn(second) + eps)
     return p, m, v, second
 
 
@@ -123,7 +121,7 @@ def adamw_kernel(
     m_ptr = tile_pointers(row_ptr, 2, STATE, start + within, ALIGNED)
     v_ptr = tile_pointers(row_ptr, 3, STATE, start + within, ALIGNED)
     vmax_ptr = tile_pointers(row_ptr, VMAX, STATE, start + within, ALIGNED)
-    row_scalars_ptr = scalars_ptr + tl.load(row_ptr + SCALARS) * 8
+    row_scalars_ptr = scalars_ptr + tl.load(row_ptr + SCALARS) * 7
     if rest >= TILE:
         adamw_tile(p_ptr, g_ptr, m_ptr, v_ptr, vmax_ptr, None, divisor, row_scalars_ptr, AMSGRAD)
     else:
@@ -168,16 +166,16 @@ def adamw_step(
     """One AdamW step, in place, for any number of tensors.
 
     Per element, in float32:  p = decay p;  m = m + lerp (g - m);  v = beta2 v + beta2_rest g²;
-    p = p + negative_step_size m / (sqrt(v) / bias2_sqrt + eps), where AMSGrad puts max(vmax, v) in the place of v.
+    p = p + negative_step_size m / (sqrt(v) + eps), where AMSGrad puts max(vmax, v) in the place of v.
 
     The caller has checked the lists: dense tensors on one device, one dtype per role (float32, float16, bfloat16; all
     states alike), and per tensor the same shape and strides in every role.
 
     Args:
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs: the tensors; the last is None without AMSGrad.
-        scalars: tuples (decay, lerp, lerp_rest, beta2, beta2_rest, bias2_sqrt, negative_step_size, eps), computed in
-            float64 and rounded to float32.  Run-time values, like everything here but dtypes: a new learning rate
-            compiles nothing.
+        scalars: tuples (decay, lerp, lerp_rest, beta2, beta2_rest, negative_step_size, eps), the last two with the
+            bias corrections, computed in float64 and rounded to float32.  Run-time values, like everything here but
+            dtypes: a new learning rate compiles nothing.
         scalar_index: tensor i uses scalars[scalar_index[i]]; None: all use scalars[0].
         maximize: steps along the gradient instead of against it.
         grad_scale: one float32 on the device; the gradients are divided by it.
@@ -201,7 +199,7 @@ def adamw_step(
     rows[:, SCALARS.value] = 0 if scalar_index is None else scalar_index
 
     dtypes = (params[0].dtype, grads[0].dtype, exp_avgs[0].dtype)
-    table = to_device(np.array(scalars, dtype=np.float32).reshape(-1, 8), device)
+    table = to_device(np.array(scalars, dtype=np.float32).reshape(-1, 7), device)
     rows = rows[rows[:, NUMEL.value] > 0]
     fits = (rows[:, : VMAX.value + 1] % VECTOR_BYTES == 0).all(axis=1)
     with on_device(params[0]):

@@ -203,8 +203,7 @@ std::vector<std::vector<float>> adam_scalar_rows(const std::vector<Hyper> &rows)
   std::vector<std::vector<float>> out;
   for (const steepest_hyper &h : hyper_rows(rows)) {
     const steepest::AdamScalars s = steepest::Adam<false>::scalars(h, STEEPEST_DECOUPLED);
-    out.push_back({s.shrink.decay, s.lerp, s.lerp_rest, s.beta2, s.beta2_rest, s.bias2_sqrt, s.negative_step_size,
-                   s.eps});
+    out.push_back({s.shrink.decay, s.lerp, s.lerp_rest, s.beta2, s.beta2_rest, s.negative_step_size, s.eps});
   }
   return out;
 }

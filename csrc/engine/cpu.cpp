@@ -117,11 +117,24 @@ class Row {
   const bool streams_;
 };
 
-// Whether the row's way is that of rule_bfloat16.
+// Whether the row's way is that of rule_bfloat16 or rule_float16.
 bool in_registers(const steepest_step_args &a) {
-  return a.param_dtype == STEEPEST_BFLOAT16 && a.grad_dtype == STEEPEST_BFLOAT16 &&
-         a.state_dtype == STEEPEST_BFLOAT16 && !a.masters && !a.residuals && !a.sources && !a.averages &&
-         a.rounding == STEEPEST_NEAREST;
+  const bool fits = a.param_dtype == STEEPEST_BFLOAT16 || (a.param_dtype == STEEPEST_FLOAT16 && float16_in_registers());
+  return fits && a.grad_dtype == a.param_dtype && a.state_dtype == a.param_dtype && !a.masters && !a.residuals &&
+         !a.sources && !a.averages && a.rounding == STEEPEST_NEAREST;
+}
+
+template <class Rule>
+void step_in_registers(const steepest_step_args &a, int64_t row, int64_t begin, int64_t n,
+                       const typename Rule::Scalars &scalars) {
+  const auto step = [&](auto type, auto rule) {
+    using T = decltype(type);
+    T *states[STEEPEST_MAX_STATES] = {};
+    for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<T *>(a.states[k][row]) + begin;
+    rule(static_cast<T *>(a.params[row]) + begin, static_cast<const T *>(a.grads[row]) + begin, states, n, scalars);
+  };
+  if (a.param_dtype == STEEPEST_BFLOAT16) return step(bfloat16{}, rule_bfloat16<Rule>);
+  step(float16{}, rule_float16<Rule>);
 }
 
 // Elements [begin, end) of one row, tile by tile through the stages.
@@ -134,13 +147,8 @@ void step_range(const StepCall &call, GradientStage stage, bool streams, int64_t
   absorb(scalars, stage);
   const Extras &extras = call.extras[hyper];
   const bool shrinks = shrinks_after(scalars.shrink);
-  if (in_registers(a) && stage.plain() && !shrinks && extras.noise == 0.0f) {
-    bfloat16 *states[STEEPEST_MAX_STATES] = {};
-    for (int k = 0; k < kStates; ++k) states[k] = static_cast<bfloat16 *>(a.states[k][row]) + begin;
-    rule_bfloat16<Rule>(static_cast<bfloat16 *>(a.params[row]) + begin,
-                        static_cast<const bfloat16 *>(a.grads[row]) + begin, states, end - begin, scalars);
-    return;
-  }
+  if (in_registers(a) && stage.plain() && !shrinks && extras.noise == 0.0f)
+    return step_in_registers<Rule>(a, row, begin, end - begin, scalars);
   const bool rounds_at_random = a.rounding == STEEPEST_STOCHASTIC || a.state_dtype == STEEPEST_BLOCK8;
   const uint64_t first = a.first_index ? static_cast<uint64_t>(a.first_index[row]) : 0;
   Buffers buffers;

@@ -31,7 +31,7 @@ STEEPEST_CLONES void load_float16(const float16 *__restrict from, float *__restr
 }
 
 #if STEEPEST_HAS_F16C
-// The one place with intrinsics: compilers do not turn the integer conversion into F16C's instructions, which give the
+// These and float16_loop are the only places with intrinsics: compilers do not turn the integer conversion into F16C's instructions, which give the
 // same bits (signalling NaNs apart, which the first operation would quiet) in a third of the time.
 __attribute__((target("avx,f16c"))) void load_float16_f16c(const float16 *from, float *to, int64_t n) {
   int64_t i = 0;
@@ -53,6 +53,16 @@ bool has_f16c() {
   return found;
 }
 #endif
+
+[[maybe_unused]] bool has_v3() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  static const bool found = (__builtin_cpu_init(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                                       __builtin_cpu_supports("bmi2"));
+  return found;
+#else
+  return false;
+#endif
+}
 
 STEEPEST_CLONES void store_bfloat16(const float *__restrict from, bfloat16 *__restrict to, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<bfloat16>(from[i]);
@@ -85,6 +95,105 @@ __attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const 
   }
 }
 
+// Two neighbours in one 32-bit lane: widening is a shift for one and a mask for the other, and nothing is shuffled.
+// (AdamW in cache, AVX-512: 0.49 ns per element, 0.54 with lanes of one element, which are packed and unpacked.)
+typedef uint32_t __attribute__((may_alias, aligned(2))) bfloat16_pair;
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the first of two neighbours is taken for the lower half");
+
+__attribute__((always_inline)) inline void widen_pair(bfloat16_pair x, float &low, float &high) {
+  low = bits_float(x << 16), high = bits_float(x & 0xffff0000u);
+}
+
+__attribute__((always_inline)) inline bfloat16_pair narrow_pair(float low, float high) {
+  return (narrow_bits(low) >> 16) | (narrow_bits(high) & 0xffff0000u);
+}
+
+template <class Rule>
+__attribute__((always_inline)) inline void pair_loop(bfloat16_pair *__restrict p, const bfloat16_pair *__restrict g,
+                                                     bfloat16_pair *__restrict s0, bfloat16_pair *__restrict s1,
+                                                     bfloat16_pair *__restrict s2, int64_t n,
+                                                     typename Rule::Scalars s) {
+  constexpr int kStates = Rule::kStates;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    float pl, ph, gl, gh, low[3] = {}, high[3] = {};
+    widen_pair(p[i], pl, ph);
+    widen_pair(g[i], gl, gh);
+    if constexpr (kStates > 0) widen_pair(s0[i], low[0], high[0]);
+    if constexpr (kStates > 1) widen_pair(s1[i], low[1], high[1]);
+    if constexpr (kStates > 2) widen_pair(s2[i], low[2], high[2]);
+    decay(pl, gl, s.shrink);
+    decay(ph, gh, s.shrink);
+    Rule::step(pl, gl, low, s);
+    Rule::step(ph, gh, high, s);
+    p[i] = narrow_pair(pl, ph);
+    if constexpr (kStates > 0) s0[i] = narrow_pair(low[0], high[0]);
+    if constexpr (kStates > 1) s1[i] = narrow_pair(low[1], high[1]);
+    if constexpr (kStates > 2) s2[i] = narrow_pair(low[2], high[2]);
+  }
+}
+
+template <class Rule>
+__attribute__((always_inline)) inline void bfloat16_loop(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states,
+                                                         int64_t n, typename Rule::Scalars s) {
+  constexpr int kStates = Rule::kStates;
+  const auto pairs = [](const bfloat16 *x) { return reinterpret_cast<bfloat16_pair *>(const_cast<bfloat16 *>(x)); };
+  bfloat16_pair *k[3] = {};
+  bfloat16 *rest[3] = {};
+  for (int i = 0; i < kStates; ++i) k[i] = pairs(states[i]), rest[i] = states[i] + n / 2 * 2;
+  if (s.shrink.l2 == 0.0f) {
+    s.shrink.l2 = 0.0f;  // known to the compiler
+    pair_loop<Rule>(pairs(p), pairs(g), k[0], k[1], k[2], n / 2, s);
+  } else {
+    pair_loop<Rule>(pairs(p), pairs(g), k[0], k[1], k[2], n / 2, s);
+  }
+  rule_loop<Rule>(p + n / 2 * 2, p + n / 2 * 2, g + n / 2 * 2, rest, n % 2, s);
+}
+
+#if STEEPEST_HAS_F16C
+// Eight elements at a time through arrays that the compiler keeps in registers.  (AdamW in cache on a Zen 4: 0.50 ns per
+// element, 0.38 with AVX-512's sixteen, 0.70 by way of float32 tiles; two threads are held up by memory at 0.3.)
+template <class Rule>
+__attribute__((target("arch=x86-64-v3"))) void float16_loop(float16 *p, const float16 *g, float16 *const *states,
+                                                            int64_t n, typename Rule::Scalars s) {
+  constexpr int kStates = Rule::kStates, kLanes = 8;
+  const auto read = [](const float16 *from, float *to) __attribute__((target("arch=x86-64-v3"), always_inline)) {
+    _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+  };
+  const auto write = [](const float *from, float16 *to) __attribute__((target("arch=x86-64-v3"), always_inline)) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    float pi[kLanes], gi[kLanes], k0[kLanes] = {}, k1[kLanes] = {}, k2[kLanes] = {};
+    read(p + i, pi), read(g + i, gi);
+    if constexpr (kStates > 0) read(states[0] + i, k0);
+    if constexpr (kStates > 1) read(states[1] + i, k1);
+    if constexpr (kStates > 2) read(states[2] + i, k2);
+#pragma GCC ivdep
+    for (int j = 0; j < kLanes; ++j) {
+      float state[3] = {k0[j], k1[j], k2[j]};
+      decay(pi[j], gi[j], s.shrink);
+      Rule::step(pi[j], gi[j], state, s);
+      k0[j] = state[0], k1[j] = state[1], k2[j] = state[2];
+    }
+    write(pi, p + i);
+    if constexpr (kStates > 0) write(k0, states[0] + i);
+    if constexpr (kStates > 1) write(k1, states[1] + i);
+    if constexpr (kStates > 2) write(k2, states[2] + i);
+  }
+  float16 *rest[3] = {};
+  for (int k = 0; k < kStates; ++k) rest[k] = states[k] + i;
+  rule_loop<Rule>(p + i, p + i, g + i, rest, n - i, s);
+}
+#else
+template <class Rule>
+void float16_loop(float16 *p, const float16 *g, float16 *const *states, int64_t n, typename Rule::Scalars s) {
+  rule_loop<Rule>(p, p, g, states, n, s);
+}
+#endif
+
 // Clones cannot be templates, so each rule's are spelled by a macro.
 #define STEEPEST_RULE_LOOPS(name, ...)                                                                            \
   STEEPEST_CLONES void name##_float32(const float *from, float *p, const float *g, float *const *states,          \
@@ -93,7 +202,7 @@ __attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const 
   }                                                                                                               \
   STEEPEST_CLONES void name##_bfloat16(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,        \
                                        const __VA_ARGS__::Scalars &s) {                                           \
-    rule_loop<__VA_ARGS__>(p, p, g, states, n, s);                                                                \
+    bfloat16_loop<__VA_ARGS__>(p, g, states, n, s);                                                               \
   }
 #define STEEPEST_FOR_EACH_RULE(_)                \
   _(sgd, Sgd<false>)                             \
@@ -290,8 +399,21 @@ void shrink_tile(float *p, const float *before, int64_t n, const Shrink &s) { sh
   void rule_bfloat16<__VA_ARGS__>(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,              \
                                   const __VA_ARGS__::Scalars &s) {                                                 \
     name##_bfloat16(p, g, states, n, s);                                                                           \
+  }                                                                                                                \
+  template <>                                                                                                      \
+  void rule_float16<__VA_ARGS__>(float16 *p, const float16 *g, float16 *const *states, int64_t n,                  \
+                                 const __VA_ARGS__::Scalars &s) {                                                  \
+    float16_loop<__VA_ARGS__>(p, g, states, n, s);                                                                 \
   }
 STEEPEST_FOR_EACH_RULE(STEEPEST_RULE_TILES)
+
+bool float16_in_registers() {
+#if STEEPEST_HAS_F16C
+  return has_v3() && has_f16c();
+#else
+  return false;
+#endif
+}
 
 const char *clone_name() {
 #if STEEPEST_HAS_CLONES
@@ -299,8 +421,7 @@ const char *clone_name() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return "x86-64-v4";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-    return "x86-64-v3";
+  if (has_v3()) return "x86-64-v3";
 #endif
   return "default";
 }

@@ -11,7 +11,7 @@
 #if defined(__CUDACC__)
 #define STEEPEST_HD __host__ __device__ __forceinline__
 #else
-#define STEEPEST_HD inline
+#define STEEPEST_HD __attribute__((always_inline)) inline
 #endif
 
 namespace steepest {
@@ -64,7 +64,13 @@ STEEPEST_HD float narrow<float>(float x) {
   return x;
 }
 
-// Round to nearest, ties to even; a NaN stays a NaN (a payload that fits in the low half must not become inf).
+// The bits of x rounded to a bfloat16 in the upper half, and anything in the lower: to nearest, ties to even; a NaN stays
+// a NaN (a payload that fits in the low half must not become inf).
+STEEPEST_HD uint32_t narrow_bits(float x) {
+  const uint32_t u = float_bits(x);
+  return x != x ? u | 0x00400000u : u + ((u >> 16) & 1u) + 0x7fffu;
+}
+
 template <>
 STEEPEST_HD bfloat16 narrow<bfloat16>(float x) {
 #if defined(__CUDA_ARCH__)
@@ -72,11 +78,7 @@ STEEPEST_HD bfloat16 narrow<bfloat16>(float x) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(b) : "f"(x));
   return bfloat16{b};
 #else
-  const uint32_t u = float_bits(x);
-  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const uint32_t nan = (u >> 16) | 0x0040u;
-  const bool is_nan = (u & 0x7fffffffu) > 0x7f800000u;
-  return bfloat16{static_cast<uint16_t>(is_nan ? nan : rounded)};
+  return bfloat16{static_cast<uint16_t>(narrow_bits(x) >> 16)};
 #endif
 }
 

@@ -85,8 +85,9 @@ STEEPEST_HD Extras extras_of(const steepest_hyper &h, uint64_t seed) {
 
 // torch's lerp: the form that is exact at its own end of [0, 1]; `rest` is 1 - weight.
 STEEPEST_HD float lerp(float from, float to, float weight, float rest) {
-  const float toward = to - from;
-  return weight < 0.5f ? from + weight * toward : to - toward * rest;
+  const uint32_t far = weight < 0.5f ? 0u : ~0u;
+  const float base = bits_float((float_bits(from) & ~far) | (float_bits(to) & far));
+  return base + (weight < 0.5f ? weight : -rest) * (to - from);
 }
 
 }  // namespace steepest

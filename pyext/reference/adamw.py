@@ -1,9 +1,10 @@
 """AdamW's rule in plain PyTorch: the oracle that every kernel is held against.
 
 Loshchilov & Hutter, "Decoupled weight decay regularization" (2019), AMSGrad from Reddi et al. (2018), in the rounding
-order of torch.optim.AdamW's for-loop.  `element` is the whole rule; it is written with operators only, so that it runs
-on float32 tensors (then it equals the C++, CUDA and Triton kernels bit for bit), on float64 tensors (the exact answer,
-for practical purposes) and on the running-error numbers of steepest.conformance.bounds (the error bound).
+order of torch.optim.AdamW's for-loop but for the second moment's bias correction b, which the step size and eps carry:
+m / (√v / b + eps) = b m / (√v + b eps).  `element` is the whole rule; it is written with operators only, so that it
+runs on float32 tensors (then it equals the C++, CUDA and Triton kernels bit for bit), on float64 tensors (the exact
+answer, for practical purposes) and on the running-error numbers of steepest.conformance.bounds (the error bound).
 """
 
 from __future__ import annotations
@@ -23,9 +24,8 @@ class AdamWScalars:
     lerp: Any  # 1 - beta1
     beta2: Any
     beta2_rest: Any  # 1 - beta2
-    bias2_sqrt: Any  # sqrt(1 - beta2^t)
-    negative_step_size: Any  # -lr / (1 - beta1^t)
-    eps: Any
+    negative_step_size: Any  # -lr sqrt(1 - beta2^t) / (1 - beta1^t)
+    eps: Any  # eps sqrt(1 - beta2^t)
 
     def map(self, constant: Callable[[float], Any]) -> AdamWScalars:
         return AdamWScalars(**{name: constant(value) for name, value in vars(self).items()})
@@ -33,14 +33,14 @@ class AdamWScalars:
 
 def scalars(*, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, step: int) -> AdamWScalars:
     beta1, beta2 = betas
+    bias2_sqrt = math.sqrt(1 - beta2**step)
     return AdamWScalars(
         decay=1 - lr * weight_decay,
         lerp=1 - beta1,
         beta2=beta2,
         beta2_rest=1 - beta2,
-        bias2_sqrt=math.sqrt(1 - beta2**step),
-        negative_step_size=-(lr / (1 - beta1**step)),
-        eps=eps,
+        negative_step_size=-(lr * bias2_sqrt / (1 - beta1**step)),
+        eps=eps * bias2_sqrt,
     )
 
 
@@ -63,6 +63,5 @@ def element(p, g, m, v, vmax, s: AdamWScalars):
     v = v * s.beta2 + (s.beta2_rest * g) * g
     if vmax is not None:
         vmax = vmax.maximum(v)  # NaN in either is kept
-    denominator = square_root(v if vmax is None else vmax) / s.bias2_sqrt + s.eps
-    p = p + (s.negative_step_size * m) / denominator
+    p = p + (s.negative_step_size * m) / (square_root(v if vmax is None else vmax) + s.eps)
     return p, m, v, vmax

@@ -39,7 +39,8 @@ def variant(
     def constant(value):
         return torch.tensor(value, dtype=F)
 
-    decay, step_size = constant(1 - lr * weight_decay), constant(lr / bias1)
+    root2 = math.sqrt(bias2)
+    decay, step_size = constant(1 - lr * weight_decay), constant(lr * root2 / bias1)
     for i, p in enumerate(params):
         out = [p, exp_avgs[i], exp_avg_sqs[i], *([] if max_exp_avg_sqs is None else [max_exp_avg_sqs[i]])]
         x, m, v, *vmax = (tensor.to(F) for tensor in out)
@@ -67,8 +68,7 @@ def variant(
             root = second.sqrt()
         else:
             root = (second.double() + (eps if mutation == "eps inside the root" else 0)).sqrt().to(F)
-        root = root / constant(math.sqrt(bias2))
-        denominator = root if mutation in ("eps inside the root", "no eps") else root + constant(eps)
+        denominator = root if mutation in ("eps inside the root", "no eps") else root + constant(eps * root2)
         update = (step_size * m) / denominator
         x = x + update if mutation == "sign" else x - update
         if mutation == "decay after the step":

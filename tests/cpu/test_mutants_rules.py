@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from unittest import mock
 
 import pytest
@@ -51,6 +52,10 @@ def truncated(x):
     return (x.view(torch.int32) & ~0xFFFF).view(torch.float32)
 
 
+def bias2_sqrt(h):
+    return math.sqrt(1 - h.get("betas", (0.9, 0.999))[1] ** h["step"])
+
+
 COMMON = {
     "no step": with_element(lambda element, p, g, states, s: (p, states)),
     "flipped sign": scaled(negative_lr=lambda s, h: -s["negative_lr"]),
@@ -84,8 +89,11 @@ MUTATIONS = {
     "adam": {name: mutate for name, mutate in COMMON.items() if name != "flipped sign"}
     | {
         "flipped sign": scaled(negative_step_size=lambda s, h: -s["negative_step_size"]),
-        "no first bias correction": scaled(negative_step_size=lambda s, h: -h["lr"]),
-        "no second bias correction": scaled(bias2_sqrt=lambda s, h: 1.0),
+        "no first bias correction": scaled(negative_step_size=lambda s, h: -h["lr"] * bias2_sqrt(h)),
+        "no second bias correction": scaled(
+            negative_step_size=lambda s, h: s["negative_step_size"] / bias2_sqrt(h), eps=lambda s, h: h.get("eps", 1e-8)
+        ),
+        "second bias correction without eps": scaled(eps=lambda s, h: h.get("eps", 1e-8)),
         "step off by one": NEXT,
         "betas swapped": with_hyper(lambda h: h | {"betas": h.get("betas", (0.9, 0.999))[::-1]}),
     },

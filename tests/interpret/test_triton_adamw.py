@@ -28,16 +28,16 @@ SIZES = (0, 1, 7, 8, TILE - 1, TILE, TILE + 1, 3 * TILE + 5)
 
 
 def derived_scalars(*, lr, betas, eps, weight_decay, step):
-    """The eight float32 numbers of adamw_step, rounded once from float64."""
+    """The seven float32 numbers of adamw_step, rounded once from float64."""
     beta1, beta2 = betas
-    lerp = np.float32(1 - beta1)
-    rest = [beta2, 1 - beta2, math.sqrt(1 - beta2**step), -(lr / (1 - beta1**step)), eps]
+    lerp, bias2_sqrt = np.float32(1 - beta1), math.sqrt(1 - beta2**step)
+    rest = [beta2, 1 - beta2, -(lr * bias2_sqrt / (1 - beta1**step)), eps * bias2_sqrt]
     return (np.float32(1 - lr * weight_decay), lerp, np.float32(1) - lerp, *map(np.float32, rest))
 
 
 def twin(p, g, m, v, vmax, scalars, maximize=False, grad_scale=None):
     """One step of float32 arrays; every numpy operation rounds once, as the kernel's must."""
-    decay, lerp, lerp_rest, beta2, beta2_rest, bias2_sqrt, negative_step_size, eps = scalars
+    decay, lerp, lerp_rest, beta2, beta2_rest, negative_step_size, eps = scalars
     if grad_scale is not None:
         g = g / np.float32(grad_scale)
     if maximize:
@@ -48,7 +48,7 @@ def twin(p, g, m, v, vmax, scalars, maximize=False, grad_scale=None):
     v = v * beta2 + (beta2_rest * g) * g
     if vmax is not None:
         vmax = np.maximum(vmax, v)  # keeps a NaN of either side
-    p = p + (negative_step_size * m) / (np.sqrt(v if vmax is None else vmax) / bias2_sqrt + eps)
+    p = p + (negative_step_size * m) / (np.sqrt(v if vmax is None else vmax) + eps)
     return p, m, v, vmax
 
 

@@ -86,8 +86,9 @@ NO_RESULT = "constexpr|prefetch|__builtin_cpu"  # lines on which speed depends a
 
 # What Triton's AdamW computes, for mutants with another rounding.
 V = "v = v * beta2 + (beta2_rest * g) * g"
-DENOMINATOR = "tl.div_rn(tl.sqrt_rn(second), bias2_sqrt) + eps"
-STEP = "p + tl.div_rn(negative_step_size * m, denominator)"
+ROOT_AND_EPS = "(square_root(v if vmax is None else vmax) + s.eps)"
+DENOMINATOR = "tl.sqrt_rn(second) + eps"
+STEP = f"p + tl.div_rn(negative_step_size * m, {DENOMINATOR})"
 
 LISTED = (
     Target(
@@ -96,8 +97,11 @@ LISTED = (
         ("cpu",),
         roundings=(
             ("(s.beta2_rest * g) * g", "s.beta2_rest * (g * g)"),
-            ("sqrtf(second) / s.bias2_sqrt", "sqrtf(second / (s.bias2_sqrt * s.bias2_sqrt))"),
-            ("(s.negative_step_size * m) / denominator", "s.negative_step_size * (m / denominator)"),
+            ("sqrtf(second) + s.eps", "sqrtf(second + s.eps * s.eps)"),
+            (
+                "(s.negative_step_size * m) / (sqrtf(second) + s.eps)",
+                "s.negative_step_size * (m / (sqrtf(second) + s.eps))",
+            ),
         ),
     ),
     Target("csrc/formula/number.h", "adamw", ("cpu",), (FORMULAS,)),
@@ -150,11 +154,10 @@ LISTED = (
             (V, "v = v * beta2 + ((beta2_rest.to(tl.float64) * g) * g).to(tl.float32)"),
             (V, "v = (v * beta2 + (beta2_rest * g).to(tl.float64) * g).to(tl.float32)"),
             (V, "v = v * beta2 + beta2_rest * (g * g)"),
-            (DENOMINATOR, "(tl.sqrt_rn(second).to(tl.float64) / bias2_sqrt + eps).to(tl.float32)"),
-            (DENOMINATOR, "(tl.sqrt(second.to(tl.float64)) / bias2_sqrt).to(tl.float32) + eps"),
-            (STEP, "(p.to(tl.float64) + (negative_step_size * m).to(tl.float64) / denominator).to(tl.float32)"),
-            (STEP, "p + ((negative_step_size.to(tl.float64) * m) / denominator).to(tl.float32)"),
-            (STEP, "p + negative_step_size * tl.div_rn(m, denominator)"),
+            (DENOMINATOR, "(tl.sqrt(second.to(tl.float64)) + eps).to(tl.float32)"),
+            (STEP, f"(p.to(tl.float64) + (negative_step_size * m).to(tl.float64) / ({DENOMINATOR})).to(tl.float32)"),
+            (STEP, f"p + ((negative_step_size.to(tl.float64) * m) / ({DENOMINATOR})).to(tl.float32)"),
+            (STEP, f"p + negative_step_size * tl.div_rn(m, {DENOMINATOR})"),
             ("tl.div_rn(g, divisor)", "g * (1.0 / divisor)"),
         ),
     ),
@@ -191,7 +194,7 @@ LISTED = (
             ("x.double().sqrt().to(x.dtype) if", "x.sqrt() if"),
             ("beta2_rest=1 - beta2,", "beta2_rest=1 - float(torch.tensor(beta2)),"),
             ("(s.beta2_rest * g) * g", "s.beta2_rest * (g * g)"),
-            ("(s.negative_step_size * m) / denominator", "s.negative_step_size * (m / denominator)"),
+            (f"(s.negative_step_size * m) / {ROOT_AND_EPS}", f"s.negative_step_size * (m / {ROOT_AND_EPS})"),
         ),
     ),
     Target("pyext/reference/polar.py", "polar", ("reference", "cpu"), (ZOO, POLAR)),

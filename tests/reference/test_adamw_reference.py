@@ -42,8 +42,8 @@ def paper_step(p, g, m, v, step, lr, betas, eps, weight_decay):
 def exact_scalars(step, lr, betas, eps, weight_decay):
     lr, b1, b2, eps, decay = map(Decimal, (lr, *betas, eps, weight_decay))
     return {
-        "decay": 1 - lr * decay, "lerp": 1 - b1, "beta2": b2, "beta2_rest": 1 - b2, "bias2_sqrt": (1 - b2**step).sqrt(),
-        "negative_step_size": -lr / (1 - b1**step), "eps": eps,
+        "decay": 1 - lr * decay, "lerp": 1 - b1, "beta2": b2, "beta2_rest": 1 - b2,
+        "negative_step_size": -lr * (1 - b2**step).sqrt() / (1 - b1**step), "eps": eps * (1 - b2**step).sqrt(),
     }  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def numpy_step(p, g, m, v, s):
     toward = g - m
     m = m + f["lerp"] * toward if f["lerp"] < 0.5 else g - toward * (np.float32(1) - f["lerp"])
     v = v * f["beta2"] + (f["beta2_rest"] * g) * g
-    return p + (f["negative_step_size"] * m) / (np.sqrt(v) / f["bias2_sqrt"] + f["eps"]), m, v
+    return p + (f["negative_step_size"] * m) / (np.sqrt(v) + f["eps"]), m, v
 
 
 @pytest.mark.parametrize("beta1", [0.9, 0.3])

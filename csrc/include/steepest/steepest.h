@@ -74,7 +74,8 @@ typedef struct steepest_exec {
  *                                                    only where the step has moved p towards zero)
  *   p = sign(p) * max(|p| - lr*l1, 0)
  *   average = average + (1 - average_decay) * (p - average)           (with averages)
- * in float32, each result rounded once to its tensor's type.  The order of operations is that of torch's for-loops. */
+ * in float32, each result rounded once to its tensor's type.  The order of operations is that of torch's for-loops, but for
+ * Adam, whose step size and eps carry the bias correction of v. */
 typedef enum steepest_rule {
   /* b = momentum*b + (1 - dampening)*g (b = g in step 1);  g = g + momentum*b (STEEPEST_NESTEROV) or b;  p = p - lr*g
    * states: b with STEEPEST_MOMENTUM, else none */
@@ -86,7 +87,7 @@ typedef enum steepest_rule {
    * states: v, [a], [b] */
   STEEPEST_RMSPROP = 2,
   /* m = m + (1-beta1)*(g - m);  v = beta2*v + (1-beta2)*g*g (STEEPEST_AMSGRAD: v^ = max(v^, v) stands for v below);
-   * p = p + (-lr / (1 - beta1^t) * m) / (sqrt(v) / sqrt(1 - beta2^t) + eps);  states: m, v, [v^]
+   * p = p + (-lr*c / (1 - beta1^t) * m) / (sqrt(v) + c*eps), c = sqrt(1 - beta2^t);  states: m, v, [v^]
    * AdamW with STEEPEST_DECOUPLED (Loshchilov & Hutter 2019), Adam without (Kingma & Ba 2015) */
   STEEPEST_ADAM = 3,
   /* p = p - lr * sign(beta1*m + (1-beta1)*g);  m = beta2*m + (1-beta2)*g;  states: m (Chen et al. 2023) */

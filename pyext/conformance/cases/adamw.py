@@ -242,8 +242,8 @@ def least_bytes(case: AdamWCase, dtype: torch.dtype) -> int:
 
 
 def flops(case: AdamWCase) -> int:
-    """14 per element: p 1, m 3, v 4, denominator 3 (root, quotient, sum), update 3; one more for AMSGrad's maximum."""
-    return elements(case) * case.steps * (15 if case.amsgrad else 14)
+    """13 per element: p 1, m 3, v 4, denominator 2 (root, sum), update 3; one more for AMSGrad's maximum."""
+    return elements(case) * case.steps * (14 if case.amsgrad else 13)
 
 
 def backends() -> tuple[Backend, ...]:

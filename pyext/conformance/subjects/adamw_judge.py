@@ -34,6 +34,17 @@ def own_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
+def for_loop(p, g, m, v, vmax, constant, *, lr, betas, eps, weight_decay, step):
+    """torch's for-loop and fused kernels: the second moment's root is divided by its bias correction."""
+    beta1, beta2 = betas
+    m = lerp(m, g, constant, beta1)
+    v = v * constant(beta2) + (constant(1 - beta2) * g) * g
+    vmax = None if vmax is None else vmax.maximum(v)
+    p = p * constant(1 - lr * weight_decay)
+    denominator = square_root(v if vmax is None else vmax) / constant(math.sqrt(1 - beta2**step)) + constant(eps)
+    return p + (constant(-(lr / (1 - beta1**step))) * m) / denominator, m, v, vmax
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """How an implementation works.
@@ -43,7 +54,7 @@ class Arithmetic:
     """
 
     work: Callable[[torch.dtype], torch.dtype] = float32
-    rule: Callable = adamw.rule
+    rule: Callable = for_loop
     judged: tuple[str, ...] = adamw.WRITTEN
 
 
