@@ -168,8 +168,21 @@ def _change_lr(p, optimizer):
     optimizer.param_groups[0]["lr"] = 0.3
 
 
+def _change_option_again(p, optimizer):
+    """The group is known when its second option changes, and once more after a step with the first."""
+    optimizer.param_groups[0]["eps"] = 1e-3
+    optimizer.step()
+    optimizer.param_groups[0]["weight_decay"] = 0.4
+
+
+def _write_to_a_list(p, optimizer):
+    optimizer.param_groups[0]["betas"] = [0.5, 0.6]
+    optimizer.step()
+    optimizer.param_groups[0]["betas"][0] = 0.8
+
+
 CHANGES = [_replace_data, _replace_state, _replace_state_data, _replace_entry]
-CHANGES += [_replace_step, _write_step, _reload, _change_lr]
+CHANGES += [_replace_step, _write_step, _reload, _change_lr, _change_option_again, _write_to_a_list]
 
 
 @pytest.mark.parametrize("change", CHANGES)
