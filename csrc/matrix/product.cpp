@@ -117,6 +117,8 @@ int64_t run_product_task(const Product<T> &p, int64_t task, Buffers<T> &buffers)
   const Kernels<T> &loops = kernels<T>();
   const Rectangle r = rectangle(p, task);
   const Terms<T> a(p.a, p.transpose_a), b(p.b, !p.transpose_b);
+  // On the diagonal of X X^T the terms of a are those of b, which are packed already.
+  const bool shared = p.a.at == p.b.at && a.rows_are_terms == b.rows_are_terms && r.top == r.left && !b.direct;
   int64_t flops = 0;
   // A sum of no terms still scales c.
   for (int64_t k = 0; k < std::max<int64_t>(p.terms, 1); k += kRun<T>) {
@@ -126,9 +128,10 @@ int64_t run_product_task(const Product<T> &p, int64_t task, Buffers<T> &buffers)
         b.pack(k, count, j, std::min(kPanel, r.right - j), buffers.b + (j - r.left) * kRun<T>);
     for (int64_t panel = r.top; panel < r.bottom; panel += kPanel) {
       const int64_t panel_end = std::min(panel + kPanel, r.bottom);
-      if (!a.direct) a.pack(k, count, panel, panel_end - panel, buffers.a);
+      const T *const packed = shared ? buffers.b + (panel - r.left) * kRun<T> : buffers.a;
+      if (!a.direct && !shared) a.pack(k, count, panel, panel_end - panel, buffers.a);
       for (int64_t i = panel; i < panel_end; i += kStrip) {
-        const T *const from_a = a.direct ? p.a.at + k * p.a.ld + i : buffers.a + (i - panel);
+        const T *const from_a = a.direct ? p.a.at + k * p.a.ld + i : packed + (i - panel);
         const int64_t right = round_up(p.symmetric ? std::min(r.right, i + kStrip) : r.right, kGranule);
         for (int64_t j = r.left; j < right; j += kPanel) {
           const int64_t width = std::min(kPanel, right - j);
