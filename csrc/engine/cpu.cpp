@@ -126,12 +126,13 @@ bool in_registers(const steepest_step_args &a) {
 
 template <class Rule>
 void step_in_registers(const steepest_step_args &a, int64_t row, int64_t begin, int64_t n,
-                       const typename Rule::Scalars &scalars) {
+                       const typename Rule::Scalars &scalars, float factor) {
   const auto step = [&](auto type, auto rule) {
     using T = decltype(type);
     T *states[STEEPEST_MAX_STATES] = {};
     for (int k = 0; k < Rule::kStates; ++k) states[k] = static_cast<T *>(a.states[k][row]) + begin;
-    rule(static_cast<T *>(a.params[row]) + begin, static_cast<const T *>(a.grads[row]) + begin, states, n, scalars);
+    rule(static_cast<T *>(a.params[row]) + begin, static_cast<const T *>(a.grads[row]) + begin, states, n, scalars,
+         factor);
   };
   if (a.param_dtype == STEEPEST_BFLOAT16) return step(bfloat16{}, rule_bfloat16<Rule>);
   step(float16{}, rule_float16<Rule>);
@@ -147,8 +148,11 @@ void step_range(const StepCall &call, GradientStage stage, bool streams, int64_t
   absorb(scalars, stage);
   const Extras &extras = call.extras[hyper];
   const bool shrinks = shrinks_after(scalars.shrink);
-  if (in_registers(a) && stage.plain() && !shrinks && extras.noise == 0.0f)
-    return step_in_registers<Rule>(a, row, begin, end - begin, scalars);
+  // Multiplied with the rule; anything else, and what noise is added to, is prepared before.
+  const bool multiplies = stage.is_factor() && extras.noise == 0.0f;
+  const float factor = multiplies ? stage.factor() : 1.0f;
+  if (in_registers(a) && multiplies && !shrinks)
+    return step_in_registers<Rule>(a, row, begin, end - begin, scalars, factor);
   const bool rounds_at_random = a.rounding == STEEPEST_STOCHASTIC || a.state_dtype == STEEPEST_BLOCK8;
   const uint64_t first = a.first_index ? static_cast<uint64_t>(a.first_index[row]) : 0;
   Buffers buffers;
@@ -163,14 +167,14 @@ void step_range(const StepCall &call, GradientStage stage, bool streams, int64_t
     float *states[STEEPEST_MAX_STATES] = {};
     for (int k = 0; k < kStates; ++k) states[k] = tiles.open_state(k, at, n, magnitude(k), kReadsStates<Rule>);
     // Every element is read before its own place is written, so the buffer may be what is prepared.
-    if (!stage.plain()) prepare_gradient(g, buffers.grad, n, stage), g = buffers.grad;
+    if (!multiplies && !stage.plain()) prepare_gradient(g, buffers.grad, n, stage), g = buffers.grad;
     if (extras.noise != 0.0f) {
       noise_tile(g, buffers.grad, n, extras.noise_stream, first + static_cast<uint64_t>(at), extras.noise);
       g = buffers.grad;
     }
     const float *before = from;
     if (shrinks && from == p) std::copy_n(from, n, buffers.before), before = buffers.before;
-    rule_tile<Rule>(from, p, g, states, n, scalars);
+    rule_tile<Rule>(from, p, g, states, n, scalars, factor);
     if (shrinks) shrink_tile(p, before, n, scalars.shrink);
     if (a.averages)
       average_tile(static_cast<float *>(a.averages[row]) + at, p, n, extras.average_weight, extras.average_weight_rest);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "engine/clones.h"
 #include "engine/engine.h"
@@ -72,17 +73,23 @@ STEEPEST_CLONES void store_float16(const float *__restrict from, float16 *__rest
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<float16>(from[i]);
 }
 
+// A restored parameter keeps its bits, also those of a signalling NaN.
+template <class Rule>
+__attribute__((always_inline)) inline float multiplied(float g, float factor) {
+  return std::is_same_v<Rule, Restore> ? g : g * factor;
+}
+
 // An element's way through a rule, over float32 tiles or over another type, converted in registers.  `from` may be p.
 template <class Rule, class T>
 __attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const T *__restrict g, T *const *states,
-                                                     int64_t n, typename Rule::Scalars s) {
+                                                     int64_t n, typename Rule::Scalars s, float factor) {
   constexpr int kStates = Rule::kStates;
   T *__restrict s0 = kStates > 0 ? states[0] : nullptr;
   T *__restrict s1 = kStates > 1 ? states[1] : nullptr;
   T *__restrict s2 = kStates > 2 ? states[2] : nullptr;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    float pi = widen(from[i]), gi = widen(g[i]), state[3] = {};
+    float pi = widen(from[i]), gi = multiplied<Rule>(widen(g[i]), factor), state[3] = {};
     if constexpr (kStates > 0) state[0] = widen(s0[i]);
     if constexpr (kStates > 1) state[1] = widen(s1[i]);
     if constexpr (kStates > 2) state[2] = widen(s2[i]);
@@ -112,7 +119,7 @@ template <class Rule>
 __attribute__((always_inline)) inline void pair_loop(bfloat16_pair *__restrict p, const bfloat16_pair *__restrict g,
                                                      bfloat16_pair *__restrict s0, bfloat16_pair *__restrict s1,
                                                      bfloat16_pair *__restrict s2, int64_t n,
-                                                     typename Rule::Scalars s) {
+                                                     typename Rule::Scalars s, float factor) {
   constexpr int kStates = Rule::kStates;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
@@ -122,6 +129,7 @@ __attribute__((always_inline)) inline void pair_loop(bfloat16_pair *__restrict p
     if constexpr (kStates > 0) widen_pair(s0[i], low[0], high[0]);
     if constexpr (kStates > 1) widen_pair(s1[i], low[1], high[1]);
     if constexpr (kStates > 2) widen_pair(s2[i], low[2], high[2]);
+    gl = multiplied<Rule>(gl, factor), gh = multiplied<Rule>(gh, factor);
     decay(pl, gl, s.shrink);
     decay(ph, gh, s.shrink);
     Rule::step(pl, gl, low, s);
@@ -135,7 +143,7 @@ __attribute__((always_inline)) inline void pair_loop(bfloat16_pair *__restrict p
 
 template <class Rule>
 __attribute__((always_inline)) inline void bfloat16_loop(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states,
-                                                         int64_t n, typename Rule::Scalars s) {
+                                                         int64_t n, typename Rule::Scalars s, float factor) {
   constexpr int kStates = Rule::kStates;
   const auto pairs = [](const bfloat16 *x) { return reinterpret_cast<bfloat16_pair *>(const_cast<bfloat16 *>(x)); };
   bfloat16_pair *k[3] = {};
@@ -143,11 +151,11 @@ __attribute__((always_inline)) inline void bfloat16_loop(bfloat16 *p, const bflo
   for (int i = 0; i < kStates; ++i) k[i] = pairs(states[i]), rest[i] = states[i] + n / 2 * 2;
   if (s.shrink.l2 == 0.0f) {
     s.shrink.l2 = 0.0f;  // known to the compiler
-    pair_loop<Rule>(pairs(p), pairs(g), k[0], k[1], k[2], n / 2, s);
+    pair_loop<Rule>(pairs(p), pairs(g), k[0], k[1], k[2], n / 2, s, factor);
   } else {
-    pair_loop<Rule>(pairs(p), pairs(g), k[0], k[1], k[2], n / 2, s);
+    pair_loop<Rule>(pairs(p), pairs(g), k[0], k[1], k[2], n / 2, s, factor);
   }
-  rule_loop<Rule>(p + n / 2 * 2, p + n / 2 * 2, g + n / 2 * 2, rest, n % 2, s);
+  rule_loop<Rule>(p + n / 2 * 2, p + n / 2 * 2, g + n / 2 * 2, rest, n % 2, s, factor);
 }
 
 #if STEEPEST_HAS_F16C
@@ -155,7 +163,7 @@ __attribute__((always_inline)) inline void bfloat16_loop(bfloat16 *p, const bflo
 // element, 0.38 with AVX-512's sixteen, 0.70 by way of float32 tiles; two threads are held up by memory at 0.3.)
 template <class Rule>
 __attribute__((target("arch=x86-64-v3"))) void float16_loop(float16 *p, const float16 *g, float16 *const *states,
-                                                            int64_t n, typename Rule::Scalars s) {
+                                                            int64_t n, typename Rule::Scalars s, float factor) {
   constexpr int kStates = Rule::kStates, kLanes = 8;
   const auto read = [](const float16 *from, float *to) __attribute__((target("arch=x86-64-v3"), always_inline)) {
     _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
@@ -174,6 +182,7 @@ __attribute__((target("arch=x86-64-v3"))) void float16_loop(float16 *p, const fl
 #pragma GCC ivdep
     for (int j = 0; j < kLanes; ++j) {
       float state[3] = {k0[j], k1[j], k2[j]};
+      gi[j] = multiplied<Rule>(gi[j], factor);
       decay(pi[j], gi[j], s.shrink);
       Rule::step(pi[j], gi[j], state, s);
       k0[j] = state[0], k1[j] = state[1], k2[j] = state[2];
@@ -185,24 +194,25 @@ __attribute__((target("arch=x86-64-v3"))) void float16_loop(float16 *p, const fl
   }
   float16 *rest[3] = {};
   for (int k = 0; k < kStates; ++k) rest[k] = states[k] + i;
-  rule_loop<Rule>(p + i, p + i, g + i, rest, n - i, s);
+  rule_loop<Rule>(p + i, p + i, g + i, rest, n - i, s, factor);
 }
 #else
 template <class Rule>
-void float16_loop(float16 *p, const float16 *g, float16 *const *states, int64_t n, typename Rule::Scalars s) {
-  rule_loop<Rule>(p, p, g, states, n, s);
+void float16_loop(float16 *p, const float16 *g, float16 *const *states, int64_t n, typename Rule::Scalars s,
+                  float factor) {
+  rule_loop<Rule>(p, p, g, states, n, s, factor);
 }
 #endif
 
 // Clones cannot be templates, so each rule's are spelled by a macro.
 #define STEEPEST_RULE_LOOPS(name, ...)                                                                            \
   STEEPEST_CLONES void name##_float32(const float *from, float *p, const float *g, float *const *states,          \
-                                      int64_t n, const __VA_ARGS__::Scalars &s) {                                 \
-    rule_loop<__VA_ARGS__>(from, p, g, states, n, s);                                                             \
+                                      int64_t n, const __VA_ARGS__::Scalars &s, float factor) {                   \
+    rule_loop<__VA_ARGS__>(from, p, g, states, n, s, factor);                                                     \
   }                                                                                                               \
   STEEPEST_CLONES void name##_bfloat16(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,        \
-                                       const __VA_ARGS__::Scalars &s) {                                           \
-    bfloat16_loop<__VA_ARGS__>(p, g, states, n, s);                                                               \
+                                       const __VA_ARGS__::Scalars &s, float factor) {                             \
+    bfloat16_loop<__VA_ARGS__>(p, g, states, n, s, factor);                                                       \
   }
 #define STEEPEST_FOR_EACH_RULE(_)                \
   _(sgd, Sgd<false>)                             \
@@ -392,18 +402,18 @@ void shrink_tile(float *p, const float *before, int64_t n, const Shrink &s) { sh
 #define STEEPEST_RULE_TILES(name, ...)                                                                             \
   template <>                                                                                                      \
   void rule_tile<__VA_ARGS__>(const float *from, float *p, const float *g, float *const *states, int64_t n,        \
-                              const __VA_ARGS__::Scalars &s) {                                                     \
-    name##_float32(from, p, g, states, n, s);                                                                      \
+                              const __VA_ARGS__::Scalars &s, float factor) {                                       \
+    name##_float32(from, p, g, states, n, s, factor);                                                              \
   }                                                                                                                \
   template <>                                                                                                      \
   void rule_bfloat16<__VA_ARGS__>(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,              \
-                                  const __VA_ARGS__::Scalars &s) {                                                 \
-    name##_bfloat16(p, g, states, n, s);                                                                           \
+                                  const __VA_ARGS__::Scalars &s, float factor) {                                   \
+    name##_bfloat16(p, g, states, n, s, factor);                                                                   \
   }                                                                                                                \
   template <>                                                                                                      \
   void rule_float16<__VA_ARGS__>(float16 *p, const float16 *g, float16 *const *states, int64_t n,                  \
-                                 const __VA_ARGS__::Scalars &s) {                                                  \
-    float16_loop<__VA_ARGS__>(p, g, states, n, s);                                                                 \
+                                 const __VA_ARGS__::Scalars &s, float factor) {                                    \
+    float16_loop<__VA_ARGS__>(p, g, states, n, s, factor);                                                         \
   }
 STEEPEST_FOR_EACH_RULE(STEEPEST_RULE_TILES)
 

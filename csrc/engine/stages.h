@@ -23,18 +23,20 @@ void store(int32_t dtype, const float *from, void *to, int64_t n);
 // g <- the prepared gradient; out of place, because gradients are never written.
 void prepare_gradient(const float *g, float *out, int64_t n, const GradientStage &stage);
 
-// p <- `from` (which may be p) after decay and rule, float32 tiles; `states` are Rule::kStates tiles.
+// p <- `from` (which may be p) after decay and rule, float32 tiles; `states` are Rule::kStates tiles.  The gradient is
+// g * factor, but for Restore, which takes g.
 template <class Rule>
 void rule_tile(const float *from, float *p, const float *g, float *const *states, int64_t n,
-               const typename Rule::Scalars &s);
+               const typename Rule::Scalars &s, float factor);
 
 // The same with all roles in 16 bits, converted in registers: AdamW is compute-bound then.  (One thread of a Zen 4, in
 // cache: 0.48 ns per bfloat16 element, 0.50 per float16 element; by way of float32 tiles 0.7 to 1.0.)
 template <class Rule>
 void rule_bfloat16(bfloat16 *p, const bfloat16 *g, bfloat16 *const *states, int64_t n,
-                   const typename Rule::Scalars &s);
+                   const typename Rule::Scalars &s, float factor);
 template <class Rule>
-void rule_float16(float16 *p, const float16 *g, float16 *const *states, int64_t n, const typename Rule::Scalars &s);
+void rule_float16(float16 *p, const float16 *g, float16 *const *states, int64_t n, const typename Rule::Scalars &s,
+                  float factor);
 
 // Whether this machine has the instructions that rule_float16 is worth it with: AVX2 and F16C.
 bool float16_in_registers();

@@ -21,6 +21,9 @@ struct GradientStage {
   float limit;        // of clipping by value; inf for none
 
   STEEPEST_HD bool plain() const { return divisor == 1.0f && coefficient == 1.0f && !limited(); }
+  // Whether all that it does is to multiply by factor(): dividing by -1 is multiplying by it.
+  STEEPEST_HD bool is_factor() const { return (divisor == 1.0f || divisor == -1.0f) && !limited(); }
+  STEEPEST_HD float factor() const { return divisor * coefficient; }
   STEEPEST_HD bool limited() const { return limit <= 3.402823466e+38f; }
   STEEPEST_HD float operator()(float g) const {
     if (divisor != 1.0f) g = g / divisor;

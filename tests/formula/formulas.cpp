@@ -36,7 +36,7 @@ void rule_step(int32_t rule, uint32_t flags, int32_t stage, float *p, const floa
     const auto scalars = Rule::scalars(hyper, flags);
     float *const states[3] = {s0, s1, s2};
     if (stage) {
-      cpu::rule_tile<Rule>(p, p, g, states, n, scalars);
+      cpu::rule_tile<Rule>(p, p, g, states, n, scalars, 1.0f);
       return;
     }
     for (int64_t i = 0; i < n; ++i) {
