@@ -49,12 +49,14 @@ def adamw_(
 ) -> None:  # fmt: skip
     """One AdamW step, in place: params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs; grads are only read.
 
-    In float32 and in this order, which is that of torch.optim.AdamW's for-loop::
+    In float32 and in this order, with c = sqrt(1 - beta2^t)::
 
         p = p (1 - lr weight_decay)
         m = m + (1 - beta1) (g - m)
         v = v beta2 + ((1 - beta2) g) g             (AMSGrad: vmax = max(vmax, v) stands for v below)
-        p = p + (-lr / (1 - beta1^t) m) / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+        p = p + (-lr c / (1 - beta1^t) m) / (sqrt(v) + c eps)
+
+    torch.optim.AdamW's for-loop has sqrt(v) / c + eps instead: a quotient and a rounding more per element.
 
     Other arguments and errors: see the module.  Cost: 28 bytes per float32 element (4 reads, 3 writes); 36 with
     AMSGrad; 14 with 16-bit tensors throughout.  Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization",
@@ -79,7 +81,7 @@ def adam_(
 ) -> None:  # fmt: skip
     """One Adam step with L2 decay, in place: adamw_ with g = g + weight_decay p in the place of its decay.
 
-    The order is that of torch.optim.Adam's for-loop.  Other arguments and errors: see the module.  Cost as adamw_.
+    Other arguments and errors: see the module.  Cost as adamw_.
     Source: Kingma & Ba, "Adam: A Method for Stochastic Optimization", 2015.
     """
     op = "adam_"
