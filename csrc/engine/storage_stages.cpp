@@ -5,23 +5,64 @@
 #include "engine/stages.h"
 #include "formula/storage.h"
 
+#ifndef STEEPEST_HAS_AVX2  // 0: tests of what runs elsewhere
+#if defined(__x86_64__) && defined(__GNUC__)
+#define STEEPEST_HAS_AVX2 1
+#else
+#define STEEPEST_HAS_AVX2 0
+#endif
+#endif
+#if STEEPEST_HAS_AVX2
+#include <immintrin.h>
+#endif
+
 namespace steepest::cpu {
 namespace {
 
-STEEPEST_CLONES void random_loop(RandomStream stream, uint64_t index, int64_t n, uint32_t *__restrict a,
+// Words of elements whose numbers have the same upper 32 bits.
+STEEPEST_CLONES void random_loop(RandomStream stream, uint32_t high, uint32_t low, int64_t n, uint32_t *__restrict a,
                                  uint32_t *__restrict b) {
   for (int64_t i = 0; i < n; ++i) {
-    const RandomWords words = stream(index + static_cast<uint64_t>(i));
+    const RandomWords words = stream(high, low + static_cast<uint32_t>(i));
     a[i] = words.a;
     b[i] = words.b;
   }
 }
 
-STEEPEST_CLONES void noise_loop(const float *g, float *out, int64_t n, RandomStream stream, uint64_t index,
-                                float deviation) {
+#if STEEPEST_HAS_AVX2
+// The same with intrinsics: compilers multiply 64 by 64 bits, and shuffle in between.  Here even and odd elements have
+// lanes of 64 bits each, of which the multiplication reads the lower halves; what is in the upper ones does not matter.
+// (Zen 4: 1.2 ns per element against 2.1.)
+__attribute__((target("arch=x86-64-v3"))) void random_avx2(RandomStream stream, uint32_t high, uint32_t low, int64_t n,
+                                                           uint32_t *a, uint32_t *b) {
+  const __m256i factor = _mm256_set1_epi64x(kPhiloxFactor);
+  const auto interleave = [](uint32_t *to, const __m256i &even,
+                             const __m256i &odd) __attribute__((target("arch=x86-64-v3"), always_inline)) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(to), _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa));
+  };
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i first = _mm256_set1_epi64x(low + i), second = _mm256_set1_epi64x(stream.second_word(high));
+    __m256i even = _mm256_add_epi64(first, _mm256_set_epi64x(6, 4, 2, 0)), even_b = second;
+    __m256i odd = _mm256_add_epi64(first, _mm256_set_epi64x(7, 5, 3, 1)), odd_b = second;
+    uint32_t key = stream.key;
+#pragma GCC unroll 10
+    for (int round = 0; round < kPhiloxRounds; ++round, key += kPhiloxStep) {
+      const __m256i keys = _mm256_set1_epi64x(key);
+      const __m256i product = _mm256_mul_epu32(even, factor), odd_product = _mm256_mul_epu32(odd, factor);
+      even = _mm256_xor_si256(_mm256_srli_epi64(product, 32), _mm256_xor_si256(keys, even_b)), even_b = product;
+      odd = _mm256_xor_si256(_mm256_srli_epi64(odd_product, 32), _mm256_xor_si256(keys, odd_b)), odd_b = odd_product;
+    }
+    interleave(a + i, even, odd);
+    interleave(b + i, even_b, odd_b);
+  }
+  random_loop(stream, high, low + static_cast<uint32_t>(i), n - i, a + i, b + i);
+}
+#endif
+
+STEEPEST_CLONES void noise_loop(const float *g, float *out, int64_t n, const uint32_t *words, float deviation) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i)
-    out[i] = g[i] + deviation * normal(stream(index + static_cast<uint64_t>(i)).a);
+  for (int64_t i = 0; i < n; ++i) out[i] = g[i] + deviation * normal(words[i]);
 }
 
 STEEPEST_CLONES void average_loop(float *__restrict average, const float *__restrict p, int64_t n, float weight,
@@ -86,14 +127,30 @@ STEEPEST_CLONES void encode_magnitude(const float *__restrict from, uint32_t exp
   for (int64_t i = 0; i < n; ++i) codes[i] = block8_encode_magnitude(from[i], exponent, random[i] >> shift);
 }
 
+void random_run(const RandomStream &stream, uint32_t high, uint32_t low, int64_t n, uint32_t *a, uint32_t *b) {
+#if STEEPEST_HAS_AVX2
+  static const bool has_v3 = (__builtin_cpu_init(), __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                                                        __builtin_cpu_supports("bmi2"));
+  if (has_v3) return random_avx2(stream, high, low, n, a, b);
+#endif
+  random_loop(stream, high, low, n, a, b);
+}
+
 }  // namespace
 
 void random_tile(const RandomStream &stream, uint64_t index, int64_t n, uint32_t *a, uint32_t *b) {
-  random_loop(stream, index, n, a, b);
+  while (n > 0) {
+    const uint32_t low = static_cast<uint32_t>(index);
+    const int64_t count = std::min(n, (int64_t{1} << 32) - low);
+    random_run(stream, static_cast<uint32_t>(index >> 32), low, count, a, b);
+    index += static_cast<uint64_t>(count), a += count, b += count, n -= count;
+  }
 }
 
 void noise_tile(const float *g, float *out, int64_t n, const RandomStream &stream, uint64_t index, float deviation) {
-  noise_loop(g, out, n, stream, index, deviation);
+  uint32_t words[2][kTile];
+  random_tile(stream, index, n, words[0], words[1]);
+  noise_loop(g, out, n, words[0], deviation);
 }
 
 void average_tile(float *average, const float *p, int64_t n, float weight, float rest) {

@@ -15,12 +15,15 @@ struct RandomWords {
 
 // Philox-2x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): passes BigCrush, and
 // needs nothing but 32-bit multiplications, which vectorise.
+constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxFactor = 0xd256d193u, kPhiloxStep = 0x9e3779b9u;
+
 STEEPEST_HD RandomWords philox(uint32_t a, uint32_t b, uint32_t key) {
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product = static_cast<uint64_t>(a) * 0xd256d193u;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t product = static_cast<uint64_t>(a) * kPhiloxFactor;
     a = static_cast<uint32_t>(product >> 32) ^ key ^ b;
     b = static_cast<uint32_t>(product);
-    key += 0x9e3779b9u;
+    key += kPhiloxStep;
   }
   return {a, b};
 }
@@ -33,8 +36,12 @@ enum RandomPurpose : uint32_t { kForRounding = 1, kForNoise = 2 };
 struct RandomStream {
   uint32_t key, step;
   STEEPEST_HD RandomWords operator()(uint64_t index) const {
-    return philox(static_cast<uint32_t>(index), (static_cast<uint32_t>(index >> 32) & 0xffu) | step << 8, key);
+    return (*this)(static_cast<uint32_t>(index >> 32), static_cast<uint32_t>(index));
   }
+  STEEPEST_HD RandomWords operator()(uint32_t index_high, uint32_t index_low) const {
+    return philox(index_low, second_word(index_high), key);
+  }
+  STEEPEST_HD uint32_t second_word(uint32_t index_high) const { return (index_high & 0xffu) | step << 8; }
 };
 
 STEEPEST_HD RandomStream random_stream(uint64_t seed, int64_t step, RandomPurpose purpose) {

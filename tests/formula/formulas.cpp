@@ -54,6 +54,15 @@ void shrink(float *p, const float *before, int64_t n, const float *numbers) {
 void prepare(const float *g, float *out, int64_t n, const float *numbers) {
   cpu::prepare_gradient(g, out, n, {numbers[0], numbers[1], numbers[2]});
 }
+// The words of n elements from `index` on, one by one or through the CPU engine's stage.
+void random_words(int stage, uint64_t seed, int64_t step, uint64_t index, int64_t n, uint32_t *a, uint32_t *b) {
+  const RandomStream stream = random_stream(seed, step, kForRounding);
+  if (stage) return cpu::random_tile(stream, index, n, a, b);
+  for (int64_t i = 0; i < n; ++i) {
+    const RandomWords words = stream(index + static_cast<uint64_t>(i));
+    a[i] = words.a, b[i] = words.b;
+  }
+}
 void whole_powers(const double *x, const int64_t *n, double *out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = whole_power(x[i], n[i]);
 }

@@ -19,7 +19,7 @@ FORMATS = {"bfloat16": (1, torch.bfloat16), "float16": (2, torch.float16)}
 
 
 def compiled(out, *flags):
-    sources = [Path(__file__).parent / "formulas.cpp", CSRC / "engine/stages.cpp"]
+    sources = [Path(__file__).parent / "formulas.cpp", CSRC / "engine/stages.cpp", CSRC / "engine/storage_stages.cpp"]
     command = ["g++", *FLAGS, *flags, "-shared", "-fPIC", f"-I{CSRC}", f"-I{CSRC}/include", *sources, "-o", out]
     subprocess.run([str(c) for c in command], check=True)
     return ctypes.CDLL(str(out))
@@ -32,8 +32,9 @@ def cpp(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """Without F16C, as on other processors."""
-    return compiled(tmp_path_factory.mktemp("elsewhere") / "formulas.so", "-DSTEEPEST_HAS_F16C=0", "-O1")
+    """Without F16C and AVX2, as on other processors."""
+    without = "-DSTEEPEST_HAS_F16C=0", "-DSTEEPEST_HAS_AVX2=0"
+    return compiled(tmp_path_factory.mktemp("elsewhere") / "formulas.so", *without, "-O1")
 
 
 def pointer(array):
@@ -63,6 +64,21 @@ def test_all_65536_values_widen_exactly(cpp, name, stage):
         call(getattr(cpp, f"widen_{name}"), bits, out, 65536)
     expected = torch.from_numpy(bits.view(np.int16)).view(dtype).float().numpy()
     assert same_floats(out, expected)
+
+
+@pytest.mark.parametrize("where", ["cpp", "elsewhere"])
+@pytest.mark.parametrize("index", [0, 5, 2**32 - 259, 2**32 - 1, 2**32, 7 * 2**32 - 8, 2**40 - 400])
+@pytest.mark.parametrize("n", [1, 7, 8, 23, 512])
+def test_random_words_in_lanes_are_those_of_single_elements(request, where, index, n):
+    """Also where the lower 32 bits of the element's number wrap; nothing is written beside them."""
+    words = np.full((2, 2, n + 16), 77, np.uint32)
+    for stage in (0, 1):
+        numbers = ctypes.c_uint64(2**63 + 5), ctypes.c_int64(2**24 + 3), ctypes.c_uint64(index), ctypes.c_int64(n)
+        request.getfixturevalue(where).random_words(
+            ctypes.c_int(stage), *numbers, pointer(words[stage, 0, 8:]), pointer(words[stage, 1, 8:])
+        )
+    assert (words[0] == words[1]).all()
+    assert (words[..., :8] == 77).all() and (words[..., 8 + n :] == 77).all() and (words[..., 8 : 8 + n] != 77).all()
 
 
 @pytest.mark.parametrize("name", FORMATS)
