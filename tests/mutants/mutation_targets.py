@@ -74,7 +74,7 @@ NORMS, SAM, RULES, STORAGE, ROOTS = (
     f"tests/cpu/test_{name}.py" for name in ("norms", "sam", "rules", "storage", "roots")
 )
 MATRIX_CORE = "tests/matrix/test_matrix_core.py"
-CAPTURABLE = "tests/cpu/test_capturable.py"
+CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
 STREAMS = "tests/cpu/test_streams.py"
@@ -138,7 +138,7 @@ LISTED = (
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
     ),
     *(
-        Target(f"csrc/engine/{name}", "perturb", ("cpu",), (CAPTURABLE, NORMS))
+        Target(f"csrc/engine/{name}", "perturb", ("cpu",), (MEASURE, CAPTURABLE, NORMS))
         for name in ("live.h", "measure.cpp", "measure.h")
     ),
     Target(
@@ -257,7 +257,7 @@ JUDGES = {
     "csrc/matrix/kernels.cpp": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/engine/cpu_survey.cpp": ("^perturb", (NORMS, SAM)),
-    "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", ()),
+    "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", (SAM, CAPTURABLE)),
     "csrc/engine/traffic.cpp": ("^adamw", (RULES, SAM)),
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
     "kernels/blocks.py": ("^none", ("tests/interpret/test_triton_statistics.py",)),
