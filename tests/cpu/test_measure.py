@@ -116,8 +116,11 @@ def test_what_is_not_finite_is_flagged(q, value, place):
     coefficient = found.clip_coefficient.item()
     assert math.isnan(coefficient) if math.isnan(value) else coefficient == 0
     assert not measured(lists(), q).nonfinite
-    largest = [torch.full((1,), torch.finfo(F32).max)]
-    assert not measured(largest, q, count_largest=math.isinf(q)).nonfinite
+    largest = [torch.full((2,), torch.finfo(F32).max)]
+    found = measured(largest, q, count_largest=math.isinf(q))
+    assert not found.nonfinite
+    norm = largest[0][0].item() * 2 ** (0 if math.isinf(q) else 1 / q)
+    torch.testing.assert_close(found.norm.item(), norm, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 4.999999, 5.0, 5.000001, 5.00001, 6.0, math.inf])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import steepest
+from steepest import norms
 
 SHAPES = [(5, 7), (33,), (), (20_011,), (0,), (64, 130)]
 
@@ -114,3 +115,24 @@ def test_non_finite_norms_are_refused_before_any_change():
     assert p.grad.tolist() == [1.0, math.inf, 2.0]
     assert steepest.clip_grad_norm_(p, 1.0) == math.inf
     assert p.grad[0] == 0 and p.grad[1].isnan()
+
+
+@pytest.mark.parametrize("q", [1.0, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("n", [1, 511, 512, 600, 8192, 8193, 2 * 8192 + 600])
+def test_the_librarys_survey_reads_every_element_and_nothing_beside_them(q, n):
+    """Within NaN; its three numbers are those of any C program."""
+    whole = torch.full((n + 64,), math.nan)
+    x = whole[32 : 32 + n]
+    x.copy_(torch.linspace(-1, 0.5, n))
+    total, largest, flag = norms.native([x], q, 1.0)
+    assert (total, largest, flag) == (
+        pytest.approx(0 if math.isinf(q) else (x.double().abs() ** q).sum().item()),
+        1,
+        False,
+    )
+    for place in (0, n - 1):
+        for value in (math.nan, math.inf, -math.inf, torch.finfo(torch.float32).max):
+            kept, x[place] = x[place].item(), value
+            total, largest, flag = norms.native([x], q, 1.0)
+            assert flag == (not math.isfinite(value)) and (math.isnan(value) or largest == abs(value))
+            x[place] = kept

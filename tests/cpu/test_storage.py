@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import steepest
-from steepest import optim
+from steepest import optim, reference
 from steepest.reference import storage as codec
 from steepest.storage import num_blocks
 
@@ -423,3 +423,60 @@ def test_random_words_are_philox():
     ]
     for a, b, key, x, y in known:
         assert codec.philox(np.array([a], np.uint64), np.array([b], np.uint64), key) == (x, y)
+
+
+# --- calls against the reference, bit for bit -------------------------------------------------------------------------
+
+
+def adam_lists(param, grad, state, states=2, shapes=((700,), (129,), (), (8, 3))):
+    generator = torch.Generator().manual_seed(5)
+    lists = [[torch.randn(s, generator=generator).to(dtype) for s in shapes] for dtype in (param, grad)]
+    return lists + [[torch.zeros(s, dtype=state) for s in shapes] for _ in range(states)]
+
+
+def assert_as_the_reference(lists, steps=3, exponents=None, **options):
+    """adam_ of the kernels and of the reference from the same start, with other gradients in every step."""
+    found = []
+    for function in (steepest.adam_, reference.adam_):
+        mine, own = copy.deepcopy(lists), copy.deepcopy(exponents)
+        kept = {} if own is None else {"state_exponents": own}
+        for step in range(1, steps + 1):
+            grads = [g / step for g in mine[1]]
+            more = {"max_exp_avg_sqs": mine[4]} if len(mine) > 4 else {}
+            function(mine[0], grads, mine[2], mine[3], lr=0.01, step=step, **more, **kept, **options)
+        found.append([t for role in (*mine, *(own or [])) for t in role])
+    assert all(same(a, b) for a, b in zip(*found))
+    assert not torch.equal(found[0][0], lists[0][0])
+
+
+@pytest.mark.parametrize("grad", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("state", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("param", [torch.float32, torch.bfloat16, torch.float16])
+def test_any_dtypes_together(param, grad, state):
+    """Also those of which only some are the same: 16-bit calls of one dtype have a way of their own."""
+    assert_as_the_reference(adam_lists(param, grad, state))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(gradient_noise=(0.25, 0.0)),  # a deviation of exactly 0.5
+        dict(gradient_noise=(0.25, 0.0), maximize=True),
+        dict(maximize=True),
+        dict(clip_coefficient=torch.tensor(0.3)),
+        dict(clip_coefficient=torch.tensor(0.3), maximize=True, weight_decay=0.1),
+        dict(clip_coefficient=torch.tensor(0.3), grad_scale=torch.tensor(1.0)),
+        dict(clip_coefficient=torch.tensor(0.3), grad_scale=torch.tensor(3.0)),
+        dict(clip_value=0.5, maximize=True),
+        dict(l1=0.1),
+    ],
+)
+def test_what_is_done_to_gradients_in_every_dtype(dtype, options):
+    assert_as_the_reference(adam_lists(dtype, dtype, dtype), **options)
+
+
+def test_three_states_of_8_bits_draw_bits_of_their_own():
+    lists = adam_lists(torch.bfloat16, torch.bfloat16, torch.uint8, states=3)
+    exponents = [[torch.zeros(num_blocks(p.numel()), dtype=torch.uint8) for p in lists[0]] for _ in range(3)]
+    assert_as_the_reference(lists, steps=5, exponents=exponents, seed=3)

@@ -2,7 +2,9 @@
 #include "engine/cpu_threads.h"
 #include "engine/plan.h"
 #include "engine/stages.h"
+#include "formula/storage.h"
 
+#include <algorithm>
 #include <cstring>
 
 using namespace steepest;
@@ -61,6 +63,59 @@ void random_words(int stage, uint64_t seed, int64_t step, uint64_t index, int64_
   for (int64_t i = 0; i < n; ++i) {
     const RandomWords words = stream(index + static_cast<uint64_t>(i));
     a[i] = words.a, b[i] = words.b;
+  }
+}
+// What is kept in other ways, element by element or through the CPU engine's stages.  kind: 0 bfloat16 rounded at random,
+// 8 and 16 correction bits, -1 and 1 blocks of 8 bits with signs and without.
+void keep(int kind, int stage, const float *x, int64_t n, void *out, void *rest, const uint32_t *random, int shift) {
+  bfloat16 *const high = static_cast<bfloat16 *>(out);
+  if (kind == 0) {
+    if (stage) return cpu::store_stochastic(x, high, n, random, shift);
+    for (int64_t i = 0; i < n; ++i) high[i] = narrow_stochastic(x[i], random[i] >> shift);
+  } else if (kind > 1) {
+    if (stage) return cpu::store_residual(x, high, rest, kind, n);
+    for (int64_t i = 0; i < n; ++i) {
+      int32_t residual;
+      high[i] = split_residual(x[i], kind, residual);
+      if (kind == 8) static_cast<int8_t *>(rest)[i] = static_cast<int8_t>(residual);
+      else static_cast<int16_t *>(rest)[i] = static_cast<int16_t>(residual);
+    }
+  } else {
+    uint8_t *const codes = static_cast<uint8_t *>(out), *const exponents = static_cast<uint8_t *>(rest);
+    if (stage) return cpu::store_block8(x, codes, exponents, kind == 1, n, random, shift);
+    for (int64_t i = 0; i < n; ++i) {
+      uint32_t largest = 0;
+      for (int64_t j = i / kBlock8 * kBlock8; j < n && j < (i / kBlock8 + 1) * kBlock8; ++j)
+        largest = std::max(largest, float_bits(x[j]) & 0x7fffffffu);
+      const uint32_t exponent = block8_exponent(largest, kind == -1);
+      exponents[i / kBlock8] = static_cast<uint8_t>(exponent);
+      codes[i] = kind == 1 ? block8_encode_magnitude(x[i], exponent, random[i] >> shift)
+                           : block8_encode_signed(x[i], exponent, random[i] >> shift);
+    }
+  }
+}
+void recall(int kind, int stage, const void *in, const void *rest, int64_t n, float *x) {
+  const bfloat16 *const high = static_cast<const bfloat16 *>(in);
+  const uint8_t *const codes = static_cast<const uint8_t *>(in), *const exponents = static_cast<const uint8_t *>(rest);
+  if (stage && kind > 1) return cpu::load_residual(high, rest, kind, x, n);
+  if (stage) return cpu::load_block8(codes, exponents, kind == 1, x, n);
+  for (int64_t i = 0; i < n; ++i) {
+    if (kind == 8) x[i] = join_residual(high[i], static_cast<const int8_t *>(rest)[i], 8);
+    if (kind == 16) x[i] = join_residual(high[i], static_cast<const int16_t *>(rest)[i], 16);
+    if (kind == 1) x[i] = block8_magnitude(codes[i], exponents[i / kBlock8]);
+    if (kind == -1) x[i] = block8_signed(codes[i], exponents[i / kBlock8]);
+  }
+}
+// noise is added to x; the average y follows it.
+void wander(int stage, float *x, float *y, int64_t n, uint64_t seed, uint64_t index, float deviation, float weight) {
+  const RandomStream stream = random_stream(seed, 7, kForNoise);
+  if (stage) {
+    cpu::noise_tile(x, x, n, stream, index, deviation);
+    return cpu::average_tile(y, x, n, weight, 1.0f - weight);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] += deviation * normal(stream(index + static_cast<uint64_t>(i)).a);
+    y[i] = lerp(y[i], x[i], weight, 1.0f - weight);
   }
 }
 void whole_powers(const double *x, const int64_t *n, double *out, int64_t count) {

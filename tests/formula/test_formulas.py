@@ -81,6 +81,72 @@ def test_random_words_in_lanes_are_those_of_single_elements(request, where, inde
     assert (words[..., :8] == 77).all() and (words[..., 8 + n :] == 77).all() and (words[..., 8 : 8 + n] != 77).all()
 
 
+GUARD = 16
+LENGTHS = [1, 7, 127, 128, 129, 300, 511, 512]  # around blocks of 128, up to a whole tile
+
+
+def guarded(n, dtype):
+    """(whole array of 7s, its middle of n elements)."""
+    whole = np.full(n + 2 * GUARD, 7, dtype)
+    return whole, whole[GUARD : GUARD + n]
+
+
+def assorted(n, seed):
+    """Numbers of many magnitudes and all signs, zeros, NaN and inf among them but not in every block."""
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal(n) * 2.0 ** random.integers(-40, 40, n)).astype(np.float32)
+    x[random.integers(0, n, n // 9)] = 0
+    if n > 256:
+        x[3], x[200] = np.nan, np.inf
+    return x
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("kind", [0, 8, 16, -1, 1])
+@pytest.mark.parametrize("shift", [0, 16])
+def test_what_stages_keep_is_what_formulas_keep(cpp, n, kind, shift):
+    """And back; bit for bit, and with nothing written beside it."""
+    x = np.abs(assorted(n, n)) if kind == 1 else assorted(n, n)
+    random = np.random.default_rng(1).integers(0, 1 << 32, n, dtype=np.uint32)
+    wide = kind in (0, 8, 16)
+    rest_dtype = {8: np.int8, 16: np.int16}.get(kind, np.uint8)
+    found = []
+    for stage in (0, 1):
+        kept, middle = guarded(n, np.uint16 if wide else np.uint8)
+        rest, rest_middle = guarded(n if kind in (8, 16) else -(-n // 128), rest_dtype)
+        back, back_middle = guarded(n, np.float32)
+        numbers = ctypes.c_int(kind), ctypes.c_int(stage)
+        cpp.keep(
+            *numbers, pointer(x), ctypes.c_int64(n), pointer(middle), pointer(rest_middle), pointer(random),
+            ctypes.c_int(shift),
+        )  # fmt: skip
+        if kind != 0:
+            cpp.recall(*numbers, pointer(middle), pointer(rest_middle), ctypes.c_int64(n), pointer(back_middle))
+        for whole in (kept, rest, back):
+            assert (whole[:GUARD] == 7).all() and (whole[-GUARD:] == 7).all()
+        found.append((kept, rest, back))
+    for a, b in zip(*found):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("weight", [0.1, 0.75])
+def test_stages_add_the_noise_and_average_as_formulas_do(cpp, n, weight):
+    found = []
+    for stage in (0, 1):
+        (x, x_middle), (y, y_middle) = guarded(n, np.float32), guarded(n, np.float32)
+        x_middle[:], y_middle[:] = np.linspace(-1, 1, n), np.linspace(2, -2, n)
+        cpp.wander(
+            ctypes.c_int(stage), pointer(x_middle), pointer(y_middle), ctypes.c_int64(n), ctypes.c_uint64(3),
+            ctypes.c_uint64(2**32 - 5), ctypes.c_float(0.5), ctypes.c_float(weight),
+        )  # fmt: skip
+        for whole in (x, y):
+            assert (whole[:GUARD] == 7).all() and (whole[-GUARD:] == 7).all()
+        found.append((x, y))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*found))
+    assert n == 1 or 0.2 < (found[0][0][GUARD:-GUARD] - np.linspace(-1, 1, n)).std() < 0.8
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("stage", [False, True])
 def test_narrowing_rounds_to_nearest_even_like_torch(cpp, name, stage):

@@ -30,7 +30,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const uint32_t small = float_bits(bits_float(rest) + 0.5f) - float_bits(1.5f);",
         ),
         PAYLOAD: (
-            "const uint32_t nan = (u >> 16) | 0x41u;",
+            "return x != x ? u | 0x400001u : u + ((u >> 16) & 1u) + 0x7fffu;",
             "const uint32_t special = rest > 0x7f800000u ? (0x7e00u | ((rest << 13) & 0x03ffu)) : 0x7c00u;",
             "const uint32_t special = rest > 0x7f800000u ? (0x7e00u | ((rest >> 13) | 0x03ffu)) : 0x7c00u;",
             "const uint32_t special = rest > 0x7f800000u ? (0x7e01u | ((rest >> 13) & 0x03ffu)) : 0x7c00u;",
@@ -153,6 +153,12 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/cpu.cpp": {
+        "a state that is only written may be read before": (
+            "if (!read && (streams_ || a_.state_dtype == STEEPEST_FLOAT32)) return buffer;",
+        ),
+        "the meeting of the threads, with its locked instructions, completes streamed stores as well": (
+            "if (streams) flush_streams(); => ;",
+        ),
         "how many shares there are, in which order, and whether they are written past the caches: speed alone": (
             "const int parts = threads != 1 ? 1 : threads * kSharesPerThread;",
             "const int parts = threads == 2 ? 1 : threads * kSharesPerThread;",
@@ -164,6 +170,35 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "numel is never negative, so a tile that begins at the end is empty": (
             "for (int64_t at = begin; at <= end; at += kTile) {",
         ),
+    },
+    "csrc/engine/storage_stages.cpp": {
+        "what is not done in lanes is done one by one": (
+            "for (; i + 8 < n; i += 8) {",
+            "for (; i + 9 <= n; i += 8) {",
+        ),
+    },
+    "csrc/engine/measure.cpp": {
+        "one more part of the workspace, or the same parts again for the next list": (
+            "int64_t blocks = 1;",
+            "parts += survey_blocks(args.lists[i]); => ;",
+        ),
+        "the largest element is not scaled": ("total = read(exec, args, HUGE_VAL, 3.0, parts);",),
+    },
+    "csrc/engine/measure.h": {
+        "a product of two floats is exact in double, and rounded once": (
+            "const float coefficient = (1.0f / (norm + 1e-6f)) * (1.0 * max_norm);",
+        ),
+        "1 is 1 either way": ("return coefficient >= 1.0f ? 1.0f : coefficient;",),
+        "nobody reads it": ("result.reserved = 1;", "result.reserved = 0; => ;"),
+    },
+    "csrc/engine/cpu_survey.cpp": {
+        "an empty block or tile adds nothing": (
+            "int64_t blocks_of(int64_t numel) { return (numel + kSurveyBlock + 1) / kSurveyBlock; }",
+            "int64_t blocks_of(int64_t numel) { return (numel + kSurveyBlock) / kSurveyBlock; }",
+            "for (int64_t i = 0; i <= n; i += kTile) {",
+            "for (int64_t turn = taken.fetch_add(kTurn); turn <= blocks; turn = taken.fetch_add(kTurn))",
+        ),
+        "how many threads: speed alone": ("const int threads = thread_count(exec, blocks / kSurveyBlock);",),
     },
     "csrc/engine/plan.h": {
         CUT_AT_A_TENSORS_END: (

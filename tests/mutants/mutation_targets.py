@@ -115,6 +115,7 @@ LISTED = (
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
     Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (STREAMS, *ENGINE), skip="constexpr"),
+    Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (NORMS, SAM), skip="prefetch"),
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
@@ -122,7 +123,7 @@ LISTED = (
     Target("csrc/engine/cuda_step.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without=SLOW_HOST),
-    Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), ENGINE),
+    Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), (FORMULAS, *ENGINE)),
     *(
         Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE,), skip=NO_RESULT)
         for name in ("kernels.inc", "product.cpp", "product.h", "program.cpp")
@@ -256,7 +257,6 @@ JUDGES = {
     "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES,)),
     "csrc/matrix/kernels.cpp": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
-    "csrc/engine/cpu_survey.cpp": ("^perturb", (NORMS, SAM)),
     "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", (SAM, CAPTURABLE)),
     "csrc/engine/traffic.cpp": ("^adamw", (RULES, SAM)),
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
