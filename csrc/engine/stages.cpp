@@ -32,8 +32,9 @@ STEEPEST_CLONES void load_float16(const float16 *__restrict from, float *__restr
 }
 
 #if STEEPEST_HAS_F16C
-// These and float16_loop are the only places with intrinsics: compilers do not turn the integer conversion into F16C's instructions, which give the
-// same bits (signalling NaNs apart, which the first operation would quiet) in a third of the time.
+// These and float16_loop are the only places with intrinsics: compilers do not turn the integer conversion into F16C's
+// instructions, which give the same bits (signalling NaNs apart, which the first operation would quiet) in a third of
+// the time.
 __attribute__((target("avx,f16c"))) void load_float16_f16c(const float16 *from, float *to, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
@@ -73,10 +74,10 @@ STEEPEST_CLONES void store_float16(const float *__restrict from, float16 *__rest
   for (int64_t i = 0; i < n; ++i) to[i] = narrow<float16>(from[i]);
 }
 
-// A restored parameter keeps its bits, also those of a signalling NaN.
+// A parameter that is restored as it was keeps its bits, also those of a signalling NaN.
 template <class Rule>
 __attribute__((always_inline)) inline float multiplied(float g, float factor) {
-  return std::is_same_v<Rule, Restore> ? g : g * factor;
+  return std::is_same_v<Rule, Restore> && factor == 1.0f ? g : g * factor;
 }
 
 // An element's way through a rule, over float32 tiles or over another type, converted in registers.  `from` may be p.

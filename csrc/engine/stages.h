@@ -24,7 +24,7 @@ void store(int32_t dtype, const float *from, void *to, int64_t n);
 void prepare_gradient(const float *g, float *out, int64_t n, const GradientStage &stage);
 
 // p <- `from` (which may be p) after decay and rule, float32 tiles; `states` are Rule::kStates tiles.  The gradient is
-// g * factor, but for Restore, which takes g.
+// g * factor; a factor of 1 leaves Restore's bits alone.
 template <class Rule>
 void rule_tile(const float *from, float *p, const float *g, float *const *states, int64_t n,
                const typename Rule::Scalars &s, float factor);

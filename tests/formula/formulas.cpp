@@ -5,7 +5,9 @@
 #include "formula/storage.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 using namespace steepest;
 
@@ -26,28 +28,37 @@ void narrow_float16(const float *in, uint16_t *out, int64_t n) {
 // The stages that the CPU engine really runs: SIMD clones, F16C.
 void stage_load(int32_t dtype, const void *in, float *out, int64_t n) { cpu::load(dtype, in, out, n); }
 void stage_store(int32_t dtype, const float *in, void *out, int64_t n) { cpu::store(dtype, in, out, n); }
-// One step of a rule over float32 arrays, element by element or through the CPU engine's stage.  `numbers` are the
-// fields of steepest_hyper before `step`.
-void rule_step(int32_t rule, uint32_t flags, int32_t stage, float *p, const float *g, float *s0, float *s1, float *s2,
-               int64_t n, const double *numbers, int64_t step) {
+// One step of a rule whose roles all have type `dtype`, element by element or through the CPU engine's stage.  `numbers`
+// are the fields of steepest_hyper before `step`; gradients are divided by the sign of `factor`, multiplied by the rest.
+void rule_step(int32_t rule, uint32_t flags, int32_t stage, int32_t dtype, float factor, void *p, const void *g, void *s0,
+               void *s1, void *s2, int64_t n, const double *numbers, int64_t step) {
   steepest_hyper hyper{};
   std::memcpy(&hyper, numbers, 10 * sizeof(double));
   hyper.step = step;
+  const GradientStage prepared{factor < 0 ? -1.0f : 1.0f, std::fabs(factor), std::numeric_limits<float>::infinity()};
   with_rule(rule, flags, [&](auto r) {
     using Rule = decltype(r);
     const auto scalars = Rule::scalars(hyper, flags);
-    float *const states[3] = {s0, s1, s2};
-    if (stage) {
-      cpu::rule_tile<Rule>(p, p, g, states, n, scalars, 1.0f);
-      return;
-    }
-    for (int64_t i = 0; i < n; ++i) {
-      float gi = g[i], state[3] = {};
-      for (int k = 0; k < Rule::kStates; ++k) state[k] = states[k][i];
-      decay(p[i], gi, scalars.shrink);
-      Rule::step(p[i], gi, state, scalars);
-      for (int k = 0; k < Rule::kStates; ++k) states[k][i] = state[k];
-    }
+    const auto typed = [&](auto type, auto engine) {
+      using T = decltype(type);
+      T *const param = static_cast<T *>(p), *const states[3] = {static_cast<T *>(s0), static_cast<T *>(s1),
+                                                               static_cast<T *>(s2)};
+      const T *const grad = static_cast<const T *>(g);
+      if (stage) return engine(param, grad, states);
+      for (int64_t i = 0; i < n; ++i) {
+        float pi = widen(param[i]), gi = prepared(widen(grad[i])), state[3] = {};
+        for (int k = 0; k < Rule::kStates; ++k) state[k] = widen(states[k][i]);
+        decay(pi, gi, scalars.shrink);
+        Rule::step(pi, gi, state, scalars);
+        param[i] = narrow<T>(pi);
+        for (int k = 0; k < Rule::kStates; ++k) states[k][i] = narrow<T>(state[k]);
+      }
+    };
+    if (dtype == STEEPEST_BFLOAT16)
+      return typed(bfloat16{}, [&](auto p, auto g, auto s) { cpu::rule_bfloat16<Rule>(p, g, s, n, scalars, factor); });
+    if (dtype == STEEPEST_FLOAT16)
+      return typed(float16{}, [&](auto p, auto g, auto s) { cpu::rule_float16<Rule>(p, g, s, n, scalars, factor); });
+    typed(0.0f, [&](auto p, auto g, auto s) { cpu::rule_tile<Rule>(p, p, g, s, n, scalars, factor); });
   });
 }
 void shrink(float *p, const float *before, int64_t n, const float *numbers) {

@@ -281,10 +281,16 @@ RULES = {
     "lion": (LION, DECOUPLED, 1),
     "sign": (SIGN, DECOUPLED, 0),
 }
+RESTORE = 7
+RULES_AND_RESTORE = RULES | {"restore": (RESTORE, 0, 0)}
 FIELDS = ("lr", "weight_decay", "l1", "beta1", "beta2", "eps", "momentum", "dampening", "alpha", "lr_decay")
 HYPER = dict(
     lr=1e-2, weight_decay=0.1, beta1=0.9, beta2=0.999, eps=1e-8, momentum=0.9, dampening=0.2, alpha=0.99, lr_decay=0.01
 )
+
+
+def as_stored(x, dtype):
+    return x if dtype == 0 else torch.from_numpy(x).to(dict(FORMATS.values())[dtype]).view(torch.int16).numpy()
 
 
 def state(n, states=2, seed=0):
@@ -301,12 +307,12 @@ def positive_first(arrays, rule):
     return arrays
 
 
-def rule_step(cpp, rule, flags, arrays, step, stage, **changes):
+def rule_step(cpp, rule, flags, arrays, step, stage, dtype=0, factor=1.0, **changes):
     numbers = np.array([(HYPER | changes).get(name, 0.0) for name in FIELDS])
     pointers = [pointer(array) for array in arrays] + [None] * (5 - len(arrays))
     cpp.rule_step(
-        ctypes.c_int32(rule), ctypes.c_uint32(flags), ctypes.c_int32(stage), *pointers,
-        ctypes.c_int64(arrays[0].size), pointer(numbers), ctypes.c_int64(step),
+        ctypes.c_int32(rule), ctypes.c_uint32(flags), ctypes.c_int32(stage), ctypes.c_int32(dtype),
+        ctypes.c_float(factor), *pointers, ctypes.c_int64(arrays[0].size), pointer(numbers), ctypes.c_int64(step),
     )  # fmt: skip
 
 
@@ -320,6 +326,24 @@ def test_vector_body_and_tail_round_like_the_scalar_formula(cpp, n, name):
     rule_step(cpp, rule, flags, two, 3, stage=False)
     assert all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in zip(one, two))
     assert np.array_equal(one[1], before[1]) and not (n and np.array_equal(one[0], before[0]))
+
+
+@pytest.mark.parametrize("factor", [1.0, -1.0, 0.3, -0.3, 1e-30])
+@pytest.mark.parametrize("dtype", [0, 1, 2])
+@pytest.mark.parametrize("name", RULES_AND_RESTORE)
+def test_stages_multiply_and_narrow_like_the_scalar_formula(cpp, name, dtype, factor):
+    """In every type, gradients clipped or ascended; a float32 that is restored as it was keeps its bits."""
+    rule, flags, states = RULES_AND_RESTORE[name]
+    for n in (1, 7, 8, 33, 1027):
+        one, two = ([as_stored(x, dtype) for x in positive_first(state(n, states), rule)] for _ in range(2))
+        bits = one[0].view(np.uint32 if dtype == 0 else np.uint16).dtype
+        if rule == RESTORE and dtype == 0 and factor == 1.0:
+            one[1].view(bits)[n // 2] = two[1].view(bits)[n // 2] = 0x7F800001  # a signalling NaN
+        rule_step(cpp, rule, flags, one, 3, True, dtype, factor)
+        rule_step(cpp, rule, flags, two, 3, False, dtype, factor)
+        assert all(np.array_equal(a.view(bits), b.view(bits)) for a, b in zip(one, two)), n
+        if rule == RESTORE and factor == 1.0:
+            assert np.array_equal(one[0].view(bits), one[1].view(bits))
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.0), (0.4, 0.5), (0.99, 0.9999)])
