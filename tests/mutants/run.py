@@ -4,14 +4,14 @@
     python tests/mutants/run.py --only adam.h       files that match
     python tests/mutants/run.py --sample 20         some of them, chosen by --seed
     python tests/mutants/run.py --list              name them, run nothing
-    python tests/mutants/run.py --count --record F  what is known of them, run nothing
+    python tests/mutants/run.py --count             what is known of them, run nothing
 
 A mutant is killed when a cell of `python -m steepest validate` FAILs or, for files other than the update rules, when a
 test fails.  Exit status 1 when one survives.  Needs a built package (`make build`) and a C++ compiler.
 
-`make mutants` runs for at most 14 minutes at a time and keeps what it found in out/mutants.jsonl (--minutes, --record);
-run it again to go on, exit status 2 says that some are left.  A mutant that was killed is tried again only when its
-file, the cases or the tests change.
+What it finds it keeps in tests/mutants/verdicts.jsonl, which belongs to the sources.  `make mutants` runs for at most
+14 minutes at a time; run it again to go on, exit status 2 says that some are left.  A mutant that was killed is tried
+again only when its file, or what noticed it (the cases or a test's file), has changed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from mutation_targets import TARGETS, Target
 from mutation_workspace import KILLED, NO_BUILD, SURVIVED, Verdict, Workspace, prepare_process_server
 
 Work = tuple[Target, Mutant]
+VERDICTS = Path(__file__).with_name("verdicts.jsonl")
 
 
 def choose(only: str = "", sample: int = 0, seed: int = 0) -> list[Work]:
@@ -126,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after this time")
     parser.add_argument("--together", action="store_true", help="leave out those that have to be compiled alone")
-    parser.add_argument("--record", metavar="FILE", help="keep verdicts here, and do not repeat those that it has")
+    parser.add_argument("--record", metavar="FILE", default=str(VERDICTS), help="where verdicts are kept")
     parser.add_argument("--count", action="store_true", help="count what the record holds, run nothing")
     parser.add_argument("--list", action="store_true", help="name the mutants, run nothing")
     return parser
@@ -140,18 +141,21 @@ def main() -> int:
             print(f"{m.file}:{m.line}  {m.rule:<10}  {m.before}  =>  {m.after}")
         print(f"{len(work)} mutants")
         return 0
-    record = Record(options.record)
-    found = {mutant: old for target, mutant in work if (old := record.get(target, mutant, options.count))}
+    record = Record(options.record, TARGETS)
+    found = {mutant: old for _, mutant in work if (old := record.get(mutant, options.count))}
     if options.count:
+        outdated = sum(record.get(mutant) is None for mutant, old in found.items() if old.status == KILLED)
+        print(f"{outdated} of those killed were so by what has changed since")
         return summary(work, found, options.only, 0.0)
     left = [(target, mutant) for target, mutant in work if mutant not in found]
     print(f"{len(work)} mutants, {len(found)} known from {options.record}" if found else f"{len(work)} mutants")
     verdicts = run(left, options.jobs, begin + 60 * options.minutes, options.together)
-    for number, (target, mutant, verdict) in enumerate(verdicts, 1):
+    for number, (_, mutant, verdict) in enumerate(verdicts, 1):
         found[mutant] = verdict
-        record.put(target, mutant, verdict)
+        record.put(mutant, verdict)
         text = f"{mutant.file}:{mutant.line}  {mutant.before}  =>  {mutant.after}"
         print(f"[{number}/{len(left)}] {verdict.status}  {text}\n      {verdict.by}", flush=True)
+    record.save()
     return summary(work, found, options.only, time.perf_counter() - begin)
 
 

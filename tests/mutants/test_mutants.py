@@ -8,7 +8,6 @@ import mmap
 import shutil
 import struct
 import subprocess
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -196,19 +195,42 @@ def test_update_rules_must_be_noticed_by_validate_alone():
         assert sum(bool(target.reason(mutant)) for mutant in found) <= 0.2 * len(found)
 
 
-def test_a_record_keeps_what_was_killed_until_something_changes(tmp_path):
-    target = Target("csrc/formula/number.h", "", ())
-    (a, b, *_), path = target.mutants(), str(tmp_path / "record.jsonl")
-    record = Record(path)
-    record.put(target, a, Verdict(KILLED, "a cell", 0.5))
-    record.put(target, b, Verdict(SURVIVED))
-    again = Record(path)
-    assert again.get(target, a) == Verdict(KILLED, "a cell", 0.5)
-    assert again.get(target, b) is None  # to be tried again
-    assert again.get(target, replace(a, text=a.text + "//")) is None
-    nothing = Record(None)
-    nothing.put(target, a, Verdict(KILLED))
-    assert nothing.get(target, a) is None
+def test_a_record_keeps_what_was_killed_until_something_changes(tmp_path, monkeypatch):
+    target, path = Target("csrc/formula/number.h", "", ()), str(tmp_path / "record.jsonl")
+    test, (a, b, c, d, *_) = "tests/formula/test_formulas.py", target.mutants()
+    record = Record(path, [target])
+    record.put(a, Verdict(KILLED, "a cell", 0.5, "a cell"))
+    record.put(b, Verdict(SURVIVED))
+    record.put(c, Verdict(KILLED, "assert", 0.5, f"{test}::test_it"))
+    record.save()
+    again = Record(path, [target])
+    assert [again.get(m) and again.get(m).status for m in (a, b, c, d)] == [KILLED, None, KILLED, None]
+    assert again.get(c).noticed == test and again.get(b, for_people=True).status == SURVIVED
+    # A test changes: what it noticed is to be tried again, and only that.
+    row = again.rows[target.file]
+    row.judges[test] = "another"
+    assert again.get(a) and again.get(c) is None and again.get(c, for_people=True)
+    again.put(d, Verdict(KILLED, "assert", 0.5, f"{test}::test_it"))
+    assert again.get(d) and again.get(a) and again.get(c, for_people=True) is None
+    # The source changes.
+    monkeypatch.setattr("mutation_record.digest_of", lambda place: "another")
+    assert not any(Record(path, [target]).get(m, for_people=True) for m in (a, b, c))
+    nothing = Record(None, [target])
+    nothing.put(a, Verdict(KILLED))
+    nothing.save()
+    assert Record(None, [target]).get(a) is None
+
+
+def test_a_record_keeps_what_another_run_has_written(tmp_path):
+    one, two = Target("csrc/formula/number.h", "", ()), Target("csrc/formula/lion.h", "", ())
+    path, records = str(tmp_path / "record.jsonl"), []
+    for target in (one, two):
+        records.append(Record(path, [one, two]))
+        records[-1].put(next(target.mutants()), Verdict(KILLED))
+    for record in records:
+        record.save()
+    both = Record(path, [one, two])
+    assert both.get(next(one.mutants())) and both.get(next(two.mutants()))
 
 
 def test_no_mutant_begins_when_time_is_up(monkeypatch):
