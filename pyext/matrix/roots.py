@@ -213,12 +213,9 @@ def _finish(x, factor, ok, zero, ridge, todo, residual, scale):
     return x, ok & finite, iterations, residual, scale
 
 
-def scaled(a: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The symmetric part of a divided by max |a|, in `dtype`, and max |a|; zeros for zero, NaN for NaN and inf."""
-    wide = a.to(torch.promote_types(torch.promote_types(a.dtype, dtype), torch.float32))
-    largest = torch.maximum(wide.amax((-2, -1)), -wide.amin((-2, -1)))  # a tenth of the time of torch's norm
-    y = wide / largest.where(largest != 0, 1)[:, None, None]
-    return torch.add(y, y.mT).mul_(0.5).to(dtype), largest.to(dtype)
+def symmetrised(verbs: Verbs, a):
+    """Recorded apart from `eigh`, which is no verb."""
+    return verbs.symmetrised(a)
 
 
 def power_steps(n: int) -> int:
@@ -355,14 +352,15 @@ def _size(v: Tensor) -> Tensor:
 
 def _by_eigh(a, todo, ridge, absolute, verbs):
     """Q f(W) Qᵀ with W and Q from torch.linalg.eigh, which are checked: wrong ones are on record."""
-    y, largest = scaled(a, todo.dtype)
+    y, sizes = verbs.run(symmetrised, (a.to(torch.promote_types(a.dtype, todo.dtype)),))
+    y, largest = y.to(todo.dtype), sizes[:, 0, 0]
     zero, finite = largest == 0, torch.isfinite(largest)
     largest = torch.where(zero, 1.0, largest)
     if y.is_cuda or not bool(finite.all()):  # LAPACK raises for NaN, and the others would be lost
         y = torch.where(finite[:, None, None], y, 1.0)
     w, q = _eigh(y)
     bound = torch.where(zero, 1.0, w.abs().amax(-1) * (1 + 2.0**-12))
-    relative = ridge / largest if absolute else ridge * bound
+    relative = (ridge / largest).to(y.dtype) if absolute else ridge * bound
     n = y.shape[-1]
     # Backward error of LAPACK, and of rounding a to its dtype: at most these, seen below a third of them.
     allowed, stored = (10 * math.sqrt(n) * torch.finfo(t).eps / 2 for t in (todo.dtype, a.dtype))
@@ -377,19 +375,23 @@ def _by_eigh(a, todo, ridge, absolute, verbs):
     restored = _size(torch.matmul(rotated * w[:, None, :], q.mT) - torch.matmul(v, y)) / bound
     ok = finite & (orthogonal <= allowed) & (restored <= allowed) & (shifted.amin(-1) > 0)
     return _finish(
-        x, _power(largest, -1 / todo.p), ok, zero, ridge, todo, torch.maximum(orthogonal, restored), bound * largest
-    )
+        x, (largest ** (-1 / todo.p)).to(x.dtype), ok, zero, ridge, todo, torch.maximum(orthogonal, restored),
+        (bound * largest).to(x.dtype),
+    )  # fmt: skip
 
 
 def _eigh(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Batched; where LAPACK gives one matrix up, the others are solved one by one and that one is NaN."""
+    """Batched; where LAPACK gives one matrix up, the others are solved one by one and that one is NaN.
+
+    y is symmetric to the bit, and its transposed view lies as LAPACK wants it: 1024 rows take 42.4 ms, 45.5 with a copy.
+    """
     try:
-        return torch.linalg.eigh(y)
+        return torch.linalg.eigh(y.mT)
     except torch.linalg.LinAlgError:
         w, q = torch.full_like(y[..., 0], torch.nan), torch.full_like(y, torch.nan)
         for i, matrix in enumerate(y):
             try:
-                w[i], q[i] = torch.linalg.eigh(matrix)
+                w[i], q[i] = torch.linalg.eigh(matrix.mT)
             except torch.linalg.LinAlgError:
                 _log.warning("inverse_root: eigh did not converge for matrix %d of a batch", i)
         return w, q
