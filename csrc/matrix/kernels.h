@@ -23,6 +23,8 @@ struct Kernels {
                const T *c, ptrdiff_t ldc, T *d, ptrdiff_t ldd);
   // to (cols x rows) = transpose of from (rows x cols).
   void (*transpose)(const T *from, ptrdiff_t ld_from, T *to, ptrdiff_t ld_to, int64_t rows, int64_t cols);
+  // to (count rows of kPanel elements, packed) = from.
+  void (*pack)(const T *from, ptrdiff_t ld_from, T *to, int64_t count);
   // d (n x n): what lies above the diagonal, from what lies below.
   void (*mirror)(T *d, ptrdiff_t ld, int64_t n);
   // d = alpha a + beta c, n elements; c may be NULL.

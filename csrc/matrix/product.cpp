@@ -29,12 +29,9 @@ struct Terms {
     const int64_t whole = round_up(width, kGranule);
     if (rows_are_terms) {
       const T *from = x.at + k * x.ld + first;
-      for (int64_t i = 0; i < count; ++i, from += x.ld, to += kPanel) {
-        if (width == kPanel)
-          std::copy_n(from, kPanel, to);  // of a length known to the compiler
-        else
-          std::fill(std::copy_n(from, width, to), to + whole, T(0));
-      }
+      if (width == kPanel) return kernels<T>().pack(from, x.ld, to, count);
+      for (int64_t i = 0; i < count; ++i, from += x.ld, to += kPanel)
+        std::fill(std::copy_n(from, width, to), to + whole, T(0));
       return;
     }
     kernels<T>().transpose(x.at + first * x.ld + k, x.ld, to, kPanel, width, count);
@@ -130,12 +127,14 @@ int64_t run_product_task(const Product<T> &p, int64_t task, Buffers<T> &buffers)
       const int64_t panel_end = std::min(panel + kPanel, r.bottom);
       const T *const packed = shared ? buffers.b + (panel - r.left) * kRun<T> : buffers.a;
       if (!a.direct && !shared) a.pack(k, count, panel, panel_end - panel, buffers.a);
-      for (int64_t i = panel; i < panel_end; i += kStrip) {
-        const T *const from_a = a.direct ? p.a.at + k * p.a.ld + i : packed + (i - panel);
-        const int64_t right = round_up(p.symmetric ? std::min(r.right, i + kStrip) : r.right, kGranule);
-        for (int64_t j = r.left; j < right; j += kPanel) {
+      // A panel of b stays in the first caches while the strips of a pass by.
+      for (int64_t j = r.left; j < r.right; j += kPanel) {
+        const T *const from_b = b.direct ? p.b.at + k * p.b.ld + j : buffers.b + (j - r.left) * kRun<T>;
+        for (int64_t i = panel; i < panel_end; i += kStrip) {
+          const int64_t right = round_up(p.symmetric ? std::min(r.right, i + kStrip) : r.right, kGranule);
+          if (j >= right) continue;
           const int64_t width = std::min(kPanel, right - j);
-          const T *const from_b = b.direct ? p.b.at + k * p.b.ld + j : buffers.b + (j - r.left) * kRun<T>;
+          const T *const from_a = a.direct ? p.a.at + k * p.a.ld + i : packed + (i - panel);
           put_tile(p, loops, buffers, i, j, width, from_a, a.direct ? p.a.ld : kPanel, from_b,
                    b.direct ? p.b.ld : kPanel, count, k == 0);
           flops += 2 * kStrip * width * count;

@@ -23,7 +23,10 @@ def test_torch_verbs(n, dtype):
     table, wide = TorchVerbs(), x.double()
     y = table.gram(x)
     assert ((y - wide @ wide.mT).abs() <= (n + 7) * u * (wide.abs() @ wide.abs().mT)).all()
-    assert torch.equal(table.gram(x[0]), y[0])
+    spoilt = torch.stack((x[0], torch.full_like(x[1], torch.nan)))
+    assert torch.equal(table.gram(spoilt)[0], y[0])
+    if dtype == torch.float32:  # in float64 MKL rounds by the number of matrices on some processors
+        assert torch.equal(table.gram(x[0]), y[0])
 
     a = (y + y.mT) / (2 * n)
     b = a @ a
