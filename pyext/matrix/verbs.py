@@ -137,9 +137,9 @@ class TensorVerbs:
 class TorchVerbs(TensorVerbs):
     """The verbs by torch's batched products, in the operands' dtype; on the CPU float32 and float64.
 
-    Results are symmetric up to rounding. The other matrices of a batch have no influence on a matrix; in float32 it comes
-    out bit for bit as it would alone if matrices follow each other at multiples of 64 bytes (MKL rounds by alignment,
-    and in float64 by the number of matrices: 191 rows on a Xeon of 2023).
+    Results are symmetric up to rounding. The other matrices of a batch have no influence on a matrix; in float32 it
+    comes out bit for bit as it would alone if matrices follow each other at multiples of 64 bytes (MKL rounds by
+    alignment, and in float64 by the number of matrices: 191 rows on a Xeon of 2023).
     """
 
     panels = True  # large symmetric results are computed up to the diagonal and mirrored
