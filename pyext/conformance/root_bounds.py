@@ -42,7 +42,8 @@ update        U = L^(-1/4) G R^(-1/4): ||error||_F <= ((1 + a)(1 + b) - 1) ||U||
               (t_i^(-1/4) - t_j^(-1/4)) / (t_i - t_j) t_j^(1/4) D_ij: at most kappa / 4 ||D||_2 / ||S||_2 where both
               eigenvalues are the smallest, and kappa^(1/4) of it elsewhere.  The last term is that of two products.
 asymmetry     ||X - X^T||_F / ||X||_F <= twice the bound on rounding, of which it is made.
-scale         lambda in [1, 2] times the largest |eigenvalue|, up to 2^-10.
+scale         lambda in [1, 2] times the largest |eigenvalue|, up to 2^-10 above, and below up to what two float64
+              solvers may differ by: each is exact for A + E, ||E||_2 <= n u ||A||_2.
 """
 
 from __future__ import annotations
@@ -221,7 +222,8 @@ def update_figure(
 def scale_figures(a: torch.Tensor, scale: float, eigen: Eigen | None = None) -> list[Figure]:
     w = torch.linalg.eigvalsh((a.double() + a.double().mT) / 2) if eigen is None else eigen[0]
     largest = w.abs().max().item()
+    solvers = 2 * a.shape[-1] * 2.0**-53
     return [
-        Figure("scale too small", largest / scale, 1.0, "of lambda"),
+        Figure("scale too small", largest / scale, 1 + solvers, "of lambda"),
         Figure("scale too large", scale / largest, 2 * (1 + 2**-10), "of the largest eigenvalue"),
     ]
