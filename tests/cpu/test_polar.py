@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from polar_rounding import CountingVerbs, rounding_bound, scaled_singular_values
 
 from steepest.conformance import zoo
 from steepest.matrix.native import NativeVerbs, native_wins
-from steepest.matrix.polar import _normalised_chain, iterate, normalised, plan, polar
+from steepest.matrix.polar import _normalised_chain, _restarts, iterate, normalised, plan, polar
 from steepest.matrix.verbs import TorchVerbs, full_float32
 from steepest.reference import polar as reference
 from steepest.reference import polar_svd
@@ -94,6 +95,23 @@ def test_half_input_is_computed_in_float32(dtype):
     assert torch.equal(y, polar(x.float()).to(dtype))
 
 
+@pytest.mark.parametrize(
+    "first, slope, upper, unit, expected",
+    [
+        ((2, 2, 2, 2), 7.0, 1, 1e-9, (2,)),  # 1, 4, 16 > 14; then 1, 4
+        ((2, 2, 2, 2), 8.0, 1, 1e-9, (3,)),  # 16 = 16 is read
+        ((2, 2, 2, 2), 10.0, 2, 1e-9, (2,)),  # 4, 16, 64 > 20
+        ((2, 2, 2, 2), 1e9, 1, 1 / 32, (3,)),  # 64 > 16
+        ((1, 1, 1), 0.4, 1, 1e-9, (1, 2)),  # never before the first step
+    ],
+)
+def test_a_run_ends_where_it_would_read_more_than_its_budget(first, slope, upper, unit, expected):
+    schedule = SimpleNamespace(
+        coefficients=[(c, -1.0, 0.5) for c in first], slope=slope, intervals=[(0.0, upper)] + [(0.0, 1)] * len(first)
+    )
+    assert _restarts(schedule, unit) == expected
+
+
 def test_half_precision_plan_restarts_after_step_2_and_stays_within_the_bound():
     """The float16 arithmetic of a GPU, its products accumulated in float32, emulated."""
     for spectrum in ("gaussian", "log-uniform 1e-3", "rank deficient", "rank one"):
@@ -135,6 +153,9 @@ def test_reference_matches_the_singular_value_decomposition():
     torch.testing.assert_close(polar_svd(x), u @ vh, rtol=0, atol=1e-12)
     rank_one = torch.ones(4, 9, dtype=F64)
     torch.testing.assert_close(polar_svd(rank_one), rank_one / 6)
+    # What counts as zero does not depend on how many matrices a batch has.
+    small = torch.diag(torch.tensor([1.0, 20 * torch.finfo(F64).eps], dtype=F64)).expand(100, 2, 2)
+    torch.testing.assert_close(polar_svd(small), torch.eye(2, dtype=F64).expand(100, 2, 2))
 
 
 # --- what goes in, what comes out ------------------------------------------------------------------------------------
@@ -153,6 +174,17 @@ def test_vectors_are_normalised(shape):
     f = named("polar-express", 8).apply(1 / (1 + NORM_MARGIN) ** 2)
     torch.testing.assert_close(polar(x, steps=8), x / x.norm() * f, rtol=1e-4, atol=0)
     assert torch.equal(torch.sign(polar(x)), torch.sign(x))
+
+
+def test_normalising_keeps_the_sign_and_goes_by_the_largest_magnitude():
+    x = torch.rand(2, 3, 4, dtype=F64, generator=torch.Generator().manual_seed(0)) + 0.5
+    x[0] *= -1  # nothing is positive
+    x[1, 0, 0] = -1e200  # whose square leaves the range
+    for size in (1.0, 0.25):
+        y = normalised(x, F64, size)
+        expected = size * x / (x / 1e200).norm(dim=(1, 2), keepdim=True) / 1e200 / (1 + NORM_MARGIN)
+        expected[0] = size * x[0] / x[0].norm() / (1 + NORM_MARGIN)
+        torch.testing.assert_close(y, expected, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e30, 3e38])

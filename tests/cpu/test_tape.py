@@ -111,6 +111,29 @@ def test_sums_of_multiples_are_one_step_and_multiples_are_matrices_of_their_own(
     torch.testing.assert_close(executed(tape.allocate(recorded, result, 3, 3), x), expected)
 
 
+@pytest.mark.parametrize("tall", [False, True])
+def test_every_verb_multiplies_out_the_factors_of_its_operands(tall):
+    def algorithm(verbs, x):
+        z = verbs.gram(x * 0.5)
+        a, c = z * 2.0, z * -0.5
+        b = verbs.symmetric_product(a, z * 3.0, alpha=0.5, beta=2.0, c=c, diagonal=1.5)
+        d = verbs.commuting_product(a, b * 0.25, beta=-1.0, c=c)
+        d = verbs.commuting_product(d, a)
+        e = verbs.combination(a, alpha=3.0, beta=0.5, c=d * 4.0, diagonal=2.0)
+        f = verbs.combination(e * 0.5)
+        g = verbs.combination(f, beta=1.0, c=z * 0.25)
+        g = verbs.combination(g, beta=0.0, c=e)
+        g = verbs.symmetric_product(g, z, beta=0.0, c=e)
+        q = torch.add(g, torch.add(f * 2.0, b * 0.125, alpha=-3.0))
+        return verbs.long_product(q * 0.75, verbs.long_product(q, x * 0.5, alpha=0.5, shift=-2.0))
+
+    x = torch.randn(3, 5, dtype=F64, generator=torch.Generator().manual_seed(0)) / 3
+    recorded, result = tape.record(lambda x, verbs: algorithm(verbs, x), *((5, 3) if tall else (3, 5)), tall)
+    chain = tape.allocate(recorded, result, *((5, 3) if tall else (3, 5)))
+    got = executed(chain, x.mT.contiguous()).mT if tall else executed(chain, x)
+    torch.testing.assert_close(got, algorithm(EXACT, x[None])[0], rtol=1e-12, atol=1e-12)
+
+
 def test_the_input_is_never_overwritten_and_what_is_not_recorded_is_refused():
     recorded, result = tape.record(lambda x, verbs: verbs.gram(x), 3, 8)
     chain = tape.allocate(recorded, result, 3, 8)

@@ -10,6 +10,9 @@ ONE_TOO_MANY = (
     "the element beyond goes to a place in a tile's buffer that is loaded afterwards; reading it is a matter for an "
     "address sanitizer"
 )
+ZERO_OVER_ANYTHING = "only zero is divided by this, and zero over anything is zero"
+NO_PRODUCT = "a step without a product reads neither the operands nor the factor of one"
+NO_ADDEND = "the factor of an addend that is not there is not read"
 CUT_AT_A_TENSORS_END = "at a cut between two tensors the range is empty, or the walk is at its end"
 
 EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
@@ -222,6 +225,28 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     "pyext/reference/polar.py": {
         "the same polynomial of the longer side's Gram matrix: slower, and as accurate": (
             "if x.shape[-2] > x.shape[-2]:",
+        ),
+        "the orders are 2, 4 and 8": (
+            "if norm_order > 3:  # of x as it is now, whose largest element need not be 1e-30",
+        ),
+        ZERO_OVER_ANYTHING: ("return norm.where(norm != 0, 2)",),
+    },
+    "pyext/matrix/polar.py": {
+        ZERO_OVER_ANYTHING: (
+            "y = (wide / largest.where(largest != 0, 2)).to(torch.promote_types(dtype, torch.float32))",
+        ),
+    },
+    "pyext/matrix/tape.py": {
+        NO_PRODUCT: (
+            "number = self.tape.add(PRODUCT, *stored, 0, -2, -1, 0.0, c, beta, e, gamma)",
+            "number = self.tape.add(PRODUCT, *stored, 0, -1, -2, 0.0, c, beta, e, gamma)",
+            "number = self.tape.add(PRODUCT, *stored, 0, 1, -1, 0.0, c, beta, e, gamma)",
+            "number = self.tape.add(PRODUCT, *stored, 0, -1, 1, 0.0, c, beta, e, gamma)",
+            "number = self.tape.add(PRODUCT, *stored, 0, -1, -1, 0.5, c, beta, e, gamma)",
+        ),
+        NO_ADDEND: (
+            "addend, beta = (-1, 0.5) if c is None or beta == 0 else (c.number, beta * c.scaled)",
+            "c, beta = (-1, 0.5) if c is None or beta == 0 else (c.number, beta * c.scaled)",
         ),
     },
 }

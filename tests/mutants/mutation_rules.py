@@ -138,17 +138,22 @@ def python_code(text: str, functions: Sequence[str] | None) -> str:
     starts = [0]
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)
-    wanted, unwanted = set(), set()
+    wanted, unwanted, annotations = set(), set(), set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and (functions is None or node.name in functions):
             wanted.update(range(node.body[0].lineno, node.end_lineno + 1))
         if isinstance(node, ast.Raise) or (isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)):
             last = node.end_lineno if isinstance(node, ast.Raise) else node.body[-1].end_lineno
             unwanted.update(range(node.lineno, last + 1))
+        if isinstance(node, ast.AnnAssign):  # inside a function never evaluated
+            a = node.annotation
+            annotations.add(((a.lineno, a.col_offset), (a.end_lineno, a.end_col_offset)))
     keep, inside_text = [], 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         name = tokenize.tok_name[token.type]
         inside_text += {"FSTRING_START": 1, "FSTRING_END": -1}.get(name, 0)
+        if any(begin <= token.start < end for begin, end in annotations):
+            continue
         if token.start[0] in wanted - unwanted and name in ("NAME", "NUMBER", "OP") and not inside_text:
             keep.append(tuple(starts[row - 1] + column for row, column in (token.start, token.end)))
     return blank(text, keep)

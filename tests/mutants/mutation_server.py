@@ -28,7 +28,7 @@ from pathlib import Path
 
 MEMORY = 6 << 30
 COMPILING = "tests/formula", "tests/cuda_host", "tests/matrix"  # folders of tests that compile C++ themselves
-GRACE = 10.0  # seconds of work that a check may take beyond 8 times what it takes without a mutant
+GRACE = 3.0  # seconds of work that a check may take beyond 8 times what it takes without a mutant
 WAITING = 6  # times as long by the clock: a machine with other work to do, or a process that waits for ever
 
 

@@ -75,11 +75,13 @@ def test_comments_strings_checks_and_device_code_are_left_alone():
             '    """1 + 1"""',
             "    if a < 0:",
             '        raise ValueError(f"{a + 1}")',
+            "    b: int | None = a",
             "    return a - 1  # a - 2",
         )
     )
     assert [line.split() for line in python_code(source, ["f"]).split("\n") if line.strip()] == [
-        ["return", "a", "-", "1"]
+        ["b:", "=", "a"],
+        ["return", "a", "-", "1"],
     ]
     assert python_code(source, ["g"]).strip() == ""
     assert {m.text.count("\n") for m in mutants("x.py", source, None, "")} == {source.count("\n")}
