@@ -80,6 +80,16 @@ __attribute__((always_inline)) inline float multiplied(float g, float factor) {
   return std::is_same_v<Rule, Restore> && factor == 1.0f ? g : g * factor;
 }
 
+// Rules read three to five streams at once, and some processors fetch those too late by themselves: each is asked for
+// kAhead bytes before it is read.  (Two cores of a Xeon: AdamW 20.4 -> 18.3 ms for 32M float32, Adagrad 15.2 -> 13.6.)
+constexpr int64_t kChunk = 64, kAhead = 512;  // elements, bytes
+
+template <class T>
+__attribute__((always_inline)) inline void prefetch_chunk(const T *from) {
+  for (int64_t line = 0; line < static_cast<int64_t>(kChunk * sizeof(T)); line += 64)
+    __builtin_prefetch(reinterpret_cast<const char *>(from) + kAhead + line);
+}
+
 // An element's way through a rule, over float32 tiles or over another type, converted in registers.  `from` may be p.
 template <class Rule, class T>
 __attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const T *__restrict g, T *const *states,
@@ -88,18 +98,25 @@ __attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const 
   T *__restrict s0 = kStates > 0 ? states[0] : nullptr;
   T *__restrict s1 = kStates > 1 ? states[1] : nullptr;
   T *__restrict s2 = kStates > 2 ? states[2] : nullptr;
+  for (int64_t c = 0; c < n; c += kChunk) {
+    const int64_t end = c + kChunk < n ? c + kChunk : n;
+    prefetch_chunk(from + c), prefetch_chunk(g + c);
+    if constexpr (kStates > 0) prefetch_chunk(s0 + c);
+    if constexpr (kStates > 1) prefetch_chunk(s1 + c);
+    if constexpr (kStates > 2) prefetch_chunk(s2 + c);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    float pi = widen(from[i]), gi = multiplied<Rule>(widen(g[i]), factor), state[3] = {};
-    if constexpr (kStates > 0) state[0] = widen(s0[i]);
-    if constexpr (kStates > 1) state[1] = widen(s1[i]);
-    if constexpr (kStates > 2) state[2] = widen(s2[i]);
-    decay(pi, gi, s.shrink);
-    Rule::step(pi, gi, state, s);
-    p[i] = narrow<T>(pi);
-    if constexpr (kStates > 0) s0[i] = narrow<T>(state[0]);
-    if constexpr (kStates > 1) s1[i] = narrow<T>(state[1]);
-    if constexpr (kStates > 2) s2[i] = narrow<T>(state[2]);
+    for (int64_t i = c; i < end; ++i) {
+      float pi = widen(from[i]), gi = multiplied<Rule>(widen(g[i]), factor), state[3] = {};
+      if constexpr (kStates > 0) state[0] = widen(s0[i]);
+      if constexpr (kStates > 1) state[1] = widen(s1[i]);
+      if constexpr (kStates > 2) state[2] = widen(s2[i]);
+      decay(pi, gi, s.shrink);
+      Rule::step(pi, gi, state, s);
+      p[i] = narrow<T>(pi);
+      if constexpr (kStates > 0) s0[i] = narrow<T>(state[0]);
+      if constexpr (kStates > 1) s1[i] = narrow<T>(state[1]);
+      if constexpr (kStates > 2) s2[i] = narrow<T>(state[2]);
+    }
   }
 }
 
@@ -122,23 +139,30 @@ __attribute__((always_inline)) inline void pair_loop(bfloat16_pair *__restrict p
                                                      bfloat16_pair *__restrict s2, int64_t n,
                                                      typename Rule::Scalars s, float factor) {
   constexpr int kStates = Rule::kStates;
+  for (int64_t c = 0; c < n; c += kChunk) {
+    const int64_t end = c + kChunk < n ? c + kChunk : n;
+    prefetch_chunk(p + c), prefetch_chunk(g + c);
+    if constexpr (kStates > 0) prefetch_chunk(s0 + c);
+    if constexpr (kStates > 1) prefetch_chunk(s1 + c);
+    if constexpr (kStates > 2) prefetch_chunk(s2 + c);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    float pl, ph, gl, gh, low[3] = {}, high[3] = {};
-    widen_pair(p[i], pl, ph);
-    widen_pair(g[i], gl, gh);
-    if constexpr (kStates > 0) widen_pair(s0[i], low[0], high[0]);
-    if constexpr (kStates > 1) widen_pair(s1[i], low[1], high[1]);
-    if constexpr (kStates > 2) widen_pair(s2[i], low[2], high[2]);
-    gl = multiplied<Rule>(gl, factor), gh = multiplied<Rule>(gh, factor);
-    decay(pl, gl, s.shrink);
-    decay(ph, gh, s.shrink);
-    Rule::step(pl, gl, low, s);
-    Rule::step(ph, gh, high, s);
-    p[i] = narrow_pair(pl, ph);
-    if constexpr (kStates > 0) s0[i] = narrow_pair(low[0], high[0]);
-    if constexpr (kStates > 1) s1[i] = narrow_pair(low[1], high[1]);
-    if constexpr (kStates > 2) s2[i] = narrow_pair(low[2], high[2]);
+    for (int64_t i = c; i < end; ++i) {
+      float pl, ph, gl, gh, low[3] = {}, high[3] = {};
+      widen_pair(p[i], pl, ph);
+      widen_pair(g[i], gl, gh);
+      if constexpr (kStates > 0) widen_pair(s0[i], low[0], high[0]);
+      if constexpr (kStates > 1) widen_pair(s1[i], low[1], high[1]);
+      if constexpr (kStates > 2) widen_pair(s2[i], low[2], high[2]);
+      gl = multiplied<Rule>(gl, factor), gh = multiplied<Rule>(gh, factor);
+      decay(pl, gl, s.shrink);
+      decay(ph, gh, s.shrink);
+      Rule::step(pl, gl, low, s);
+      Rule::step(ph, gh, high, s);
+      p[i] = narrow_pair(pl, ph);
+      if constexpr (kStates > 0) s0[i] = narrow_pair(low[0], high[0]);
+      if constexpr (kStates > 1) s1[i] = narrow_pair(low[1], high[1]);
+      if constexpr (kStates > 2) s2[i] = narrow_pair(low[2], high[2]);
+    }
   }
 }
 
@@ -249,117 +273,7 @@ STEEPEST_CLONES void shrink_loop(float *p, const float *before, int64_t n, Shrin
   }
 }
 
-// GCC's vectors, because it does not vectorise loops over arrays of running sums: 0.3 instead of 3 elements per cycle
-// (Zen 4).  Narrower processors split them.  Every vector is a variable of its own: of an array GCC keeps a copy in
-// memory, and what is stored narrow and read wide waits for the store.
-using Bits = uint32_t __attribute__((vector_size(2 * kSurveyLanes)));
-using Half = float __attribute__((vector_size(2 * kSurveyLanes)));
-using Doubles = double __attribute__((vector_size(4 * kSurveyLanes)));  // of half of the lanes
-
-template <class Power>
-struct SurveyLanes {
-  Doubles sum = {};
-  Bits largest = {};
-
-  __attribute__((always_inline)) void add(const Half &x, Power power) {
-    Doubles d = __builtin_convertvector(x, Doubles);
-    power(d);
-    sum += d;
-    const Bits magnitude = (Bits)x & 0x7fffffffu;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-};
-
-template <class Power>
-__attribute__((always_inline)) inline SurveyPart survey_loop(const float *__restrict x, int64_t n, Power power) {
-  constexpr int64_t kHalf = kSurveyLanes / 2;
-  SurveyLanes<Power> low, high;
-  int64_t i = 0;
-  for (; i + kSurveyLanes <= n; i += kSurveyLanes) {
-    Half a, b;
-    __builtin_memcpy(&a, x + i, sizeof a);
-    __builtin_memcpy(&b, x + i + kHalf, sizeof b);
-    low.add(a, power);
-    high.add(b, power);
-  }
-  if (i < n) {
-    // Zeros stand for what is missing: they add 0 and are never the largest.
-    alignas(64) float rest[kSurveyLanes] = {};
-    __builtin_memcpy(rest, x + i, (n - i) * sizeof(float));
-    Half a, b;
-    __builtin_memcpy(&a, rest, sizeof a);
-    __builtin_memcpy(&b, rest + kHalf, sizeof b);
-    low.add(a, power);
-    high.add(b, power);
-  }
-  SurveyPart part{0.0, 0};
-  for (int k = 0; k < kHalf; ++k) part.power_sum += low.sum[k];
-  for (int k = 0; k < kHalf; ++k) part.power_sum += high.sum[k];
-  const Bits largest = low.largest > high.largest ? low.largest : high.largest;
-  for (int k = 0; k < kHalf; ++k) part.largest = largest[k] > part.largest ? largest[k] : part.largest;
-  return part;
-}
-
-// By reference: a vector as a result would change the calling convention with the instruction set.
-struct PowerTwo {
-  __attribute__((always_inline)) void operator()(Doubles &x) const { x = x * x; }
-};
-struct PowerOne {
-  __attribute__((always_inline)) void operator()(Doubles &x) const { x = x < 0.0 ? -x : x; }
-};
-struct NoPower {
-  __attribute__((always_inline)) void operator()(Doubles &x) const { x = Doubles{}; }
-};
-
-STEEPEST_CLONES SurveyPart survey_two(const float *x, int64_t n) { return survey_loop(x, n, PowerTwo{}); }
-STEEPEST_CLONES SurveyPart survey_one(const float *x, int64_t n) { return survey_loop(x, n, PowerOne{}); }
-STEEPEST_CLONES SurveyPart survey_max(const float *x, int64_t n) { return survey_loop(x, n, NoPower{}); }
-
-// Relative to the largest element, so that no power overflows and none that counts underflows.
-STEEPEST_CLONES SurveyPart survey_scaled(const float *x, int64_t n, double q, double scale) {
-  double sums[kSurveyLanes] = {}, powers[kSurveyLanes];
-  for (int64_t i = 0; i < n; i += kSurveyLanes) {
-    const int64_t m = n - i < kSurveyLanes ? n - i : kSurveyLanes;
-    for (int64_t k = 0; k < m; ++k) powers[k] = power01(std::fabs(static_cast<double>(x[i + k])) / scale, q);
-    for (int64_t k = 0; k < m; ++k) sums[k] += powers[k];
-  }
-  SurveyPart part = survey_loop(x, n, NoPower{});
-  for (const double sum : sums) part.power_sum += sum;
-  return part;
-}
-
-// The inner product, in the order of survey_loop.
-STEEPEST_CLONES SurveyPart survey_inner(const float *x, const float *w, int64_t n) {
-  double sums[kSurveyLanes] = {}, products[kSurveyLanes];
-  for (int64_t i = 0; i < n; i += kSurveyLanes) {
-    const int64_t m = n - i < kSurveyLanes ? n - i : kSurveyLanes;
-    for (int64_t k = 0; k < m; ++k) products[k] = static_cast<double>(x[i + k]) * static_cast<double>(w[i + k]);
-    for (int64_t k = 0; k < m; ++k) sums[k] += products[k];
-  }
-  SurveyPart part = survey_loop(x, n, NoPower{});
-  for (const double sum : sums) part.power_sum += sum;
-  return part;
-}
-
-STEEPEST_CLONES void weigh_loop(const float *x, const float *w, float *out, int64_t n, float alpha, float eps) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * (fabsf(w[i]) * alpha + eps);
-}
-
 }  // namespace
-
-SurveyPart survey_tile(const float *x, int64_t n, double q, double scale) {
-  if (q == 2.0 && scale == 1.0) return survey_two(x, n);
-  if (q == 1.0 && scale == 1.0) return survey_one(x, n);
-  if (std::isinf(q)) return survey_max(x, n);
-  return survey_scaled(x, n, q, scale);
-}
-
-SurveyPart inner_tile(const float *x, const float *w, int64_t n) { return survey_inner(x, w, n); }
-
-void weigh(const float *x, const float *w, float *out, int64_t n, float alpha, float eps) {
-  weigh_loop(x, w, out, n, alpha, eps);
-}
 
 #if STEEPEST_HAS_SSE2
 void stream(const float *from, float *to, int64_t n) {
@@ -426,12 +340,21 @@ bool float16_in_registers() {
 #endif
 }
 
+bool has_v4() {
+#if STEEPEST_HAS_CLONES
+  static const bool found =
+      (__builtin_cpu_init(), __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                                 __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                                 __builtin_cpu_supports("avx512vl"));
+  return found;
+#else
+  return false;
+#endif
+}
+
 const char *clone_name() {
 #if STEEPEST_HAS_CLONES
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return "x86-64-v4";
+  if (has_v4()) return "x86-64-v4";
   if (has_v3()) return "x86-64-v3";
 #endif
   return "default";

@@ -40,6 +40,7 @@ void rule_float16(float16 *p, const float16 *g, float16 *const *states, int64_t 
 
 // Whether this machine has the instructions that rule_float16 is worth it with: AVX2 and F16C.
 bool float16_in_registers();
+bool has_v4();  // x86-64-v4, and clones for it
 
 // p, moved by the rule from `before`, takes the decay that comes after.
 void shrink_tile(float *p, const float *before, int64_t n, const Shrink &s);
@@ -71,6 +72,10 @@ void weigh(const float *x, const float *w, float *out, int64_t n, float alpha, f
 
 // The inner product in the place of the sum of powers; its largest is that of |x|.
 SurveyPart inner_tile(const float *x, const float *w, int64_t n);
+
+// parts[k] is what survey_tile(x[k], n, 2, 1) gives, for `count` <= kTogether blocks of the same length.
+constexpr int kTogether = 8;
+void survey_squares(const float *const *x, int64_t n, int count, SurveyPart *parts);
 
 // q = inf needs no power; scale is for q other than 1 and 2.
 SurveyPart survey_tile(const float *x, int64_t n, double q, double scale);

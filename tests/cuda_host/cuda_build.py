@@ -67,6 +67,7 @@ class Builder:
             "engine/cpu_survey.cpp",
             "engine/traffic.cpp",
             "engine/storage_stages.cpp",
+            "engine/survey_stages.cpp",
             "engine/weight_norm.cpp",
             "engine/measure.cpp",
             "engine/stages.cpp",

@@ -129,6 +129,17 @@ void wander(int stage, float *x, float *y, int64_t n, uint64_t seed, uint64_t in
     y[i] = lerp(y[i], x[i], weight, 1.0f - weight);
   }
 }
+// Sum of squares and largest magnitude of `count` blocks, which lie behind each other, one by one or together.
+void survey_of_blocks(int together, const float *x, int64_t n, int count, double *sums, uint32_t *largest) {
+  const float *from[cpu::kTogether] = {};
+  SurveyPart parts[cpu::kTogether] = {};
+  for (int k = 0; k < count; ++k) from[k] = x + k * n;
+  if (together) cpu::survey_squares(from, n, count, parts);
+  for (int k = 0; k < count; ++k) {
+    if (!together) parts[k] = cpu::survey_tile(from[k], n, 2.0, 1.0);
+    sums[k] = parts[k].power_sum, largest[k] = parts[k].largest;
+  }
+}
 void whole_powers(const double *x, const int64_t *n, double *out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = whole_power(x[i], n[i]);
 }

@@ -19,7 +19,8 @@ FORMATS = {"bfloat16": (1, torch.bfloat16), "float16": (2, torch.float16)}
 
 
 def compiled(out, *flags):
-    sources = [Path(__file__).parent / "formulas.cpp", CSRC / "engine/stages.cpp", CSRC / "engine/storage_stages.cpp"]
+    stages = ("stages.cpp", "storage_stages.cpp", "survey_stages.cpp")
+    sources = [Path(__file__).parent / "formulas.cpp", *(CSRC / "engine" / name for name in stages)]
     command = ["g++", *FLAGS, *flags, "-shared", "-fPIC", f"-I{CSRC}", f"-I{CSRC}/include", *sources, "-o", out]
     subprocess.run([str(c) for c in command], check=True)
     return ctypes.CDLL(str(out))
@@ -389,6 +390,31 @@ def test_preparing_gradients(cpp):
     out = np.zeros_like(g)
     cpp.prepare(pointer(g), pointer(out), ctypes.c_int64(g.size), pointer(np.array([-2, 0.5, 1.5], np.float32)))
     assert np.array_equal(out, np.array([-0.25, 0.5, -1.5, 1.5, 0, -1.5, 1.5, np.nan], np.float32), equal_nan=True)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8])
+@pytest.mark.parametrize("n", [16, 48, 100, 4096, 8192])
+def test_blocks_surveyed_together_come_out_as_one_by_one(cpp, n, count):
+    blocks = np.random.default_rng(n).standard_normal(n * count) * 10.0 ** np.linspace(-8, 8, n * count)
+    blocks = blocks.astype(np.float32)
+    blocks[n // 3] = np.nan
+    if count > 2:
+        blocks[n + 5], blocks[3 * n - 1] = -np.inf, -1e30
+    found = []
+    for together in (0, 1):
+        sums, largest = np.full(9, 7.0), np.full(9, 7, np.uint32)
+        cpp.survey_of_blocks(
+            ctypes.c_int(together), pointer(blocks), ctypes.c_int64(n), ctypes.c_int(count), pointer(sums),
+            pointer(largest),
+        )  # fmt: skip
+        assert (sums[count:] == 7).all() and (largest[count:] == 7).all()
+        found.append((sums, largest))
+    assert np.array_equal(found[0][0], found[1][0], equal_nan=True) and np.array_equal(found[0][1], found[1][1])
+    magnitudes = np.abs(blocks).view(np.uint32).reshape(count, n)
+    assert np.array_equal(found[1][1][:count], magnitudes.max(1))
+    with np.errstate(invalid="ignore", over="ignore"):
+        exact = (blocks.astype(np.float64) ** 2).reshape(count, n).sum(1)
+    np.testing.assert_allclose(found[1][0][:count], exact, rtol=1e-13)
 
 
 def test_whole_powers(cpp):

@@ -199,7 +199,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "int64_t blocks_of(int64_t numel) { return (numel + kSurveyBlock + 1) / kSurveyBlock; }",
             "int64_t blocks_of(int64_t numel) { return (numel + kSurveyBlock) / kSurveyBlock; }",
             "for (int64_t i = 0; i <= n; i += kTile) {",
-            "for (int64_t turn = taken.fetch_add(kTurn); turn <= blocks; turn = taken.fetch_add(kTurn))",
+            "for (int64_t turn = taken.fetch_add(kTurn); turn <= blocks; turn = taken.fetch_add(kTurn)) {",
         ),
         "how many threads: speed alone": ("const int threads = thread_count(exec, blocks / kSurveyBlock);",),
     },

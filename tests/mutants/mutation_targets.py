@@ -107,11 +107,12 @@ LISTED = (
     Target("csrc/formula/number.h", "adamw", ("cpu",), (FORMULAS,)),
     Target(
         "csrc/engine/stages.cpp",
-        "^(adamw|sgd|perturb)",  # with states, without, and surveys
+        "^(adamw|sgd)",  # with states and without
         ("cpu",),
-        (FORMULAS, NORMS),
-        skip="__builtin_cpu",
+        (FORMULAS,),
+        skip="__builtin_cpu|prefetch",
     ),
+    Target("csrc/engine/survey_stages.cpp", "^perturb", ("cpu",), (FORMULAS, NORMS), skip="prefetch"),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
     Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (STREAMS, *ENGINE), skip="constexpr"),
