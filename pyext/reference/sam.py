@@ -40,7 +40,7 @@ def ascent(params, grads, *, rho=0.05, p=2.0, adaptive=False, eta=0.01) -> list[
     weights = [w.to(t).abs() + eta if adaptive else torch.ones_like(w, dtype=t) for w, t in zip(params, work)]
     x = [g.to(t) * weight for g, t, weight in zip(grads, work, weights)]
     if q == 1:
-        return [rho * (t * a.sign().nan_to_num(0.0)) for t, a in zip(weights, x)]
+        return [rho * (t * a.sign()) for t, a in zip(weights, x)]
     largest, size = norm(x, math.inf), norm(x, q)
     if not 0 < size < math.inf:
         return [torch.zeros_like(a) for a in x]

@@ -211,6 +211,51 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "cuts move by less than an element, and the last is where the tensors end": ("int64_t cost = 1;",),
     },
+    "csrc/matrix/kernels.inc": {
+        "columns split otherwise have the same sums": (
+            "if (left > 3)",
+            "if (left >= 4)",
+            "else if (left == 3)",
+            "block<T, 2>(a + r, lda, b + j, ldb, k, alpha, beta, from, ldc, to, ldd), j += 3 * kLanes;",
+        ),
+        "an empty block, or one done twice": (
+            "for (int64_t j = 0; j <= cols; j += 16)",
+            "for (int64_t i = 0; i <= rows; i += 8)",
+            "for (int64_t k = j; k <= cols && k < j + 16; k += 8) {",
+            "for (int64_t k = j; k < cols && k <= j + 16; k += 8) {",
+            "for (int64_t k = j; k < cols && k < j + 17; k += 8) {",
+            "for (int64_t i = 0; i <= n; i += 8) {",
+            "for (int64_t i = 1; i < n; i += 8) {",
+        ),
+        "element by element to the same end": (
+            "if (i + 8 < rows && k + 8 <= cols) {",
+            "if (i + 8 <= rows && k + 8 < cols) {",
+            "if (i + 9 <= rows && k + 8 <= cols) {",
+            "if (i + 8 <= rows && k + 9 <= cols) {",
+            "if (i + 8 < n) {",
+            "if (i + 9 <= n) {",
+        ),
+        "both are eight there": (
+            "const int64_t height = rows - i <= 8 ? rows - i : 8, width = cols - k < 8 ? cols - k : 8;",
+            "const int64_t height = rows - i < 8 ? rows - i : 8, width = cols - k <= 8 ? cols - k : 8;",
+            "const int64_t height = rows - i < 9 ? rows - i : 8, width = cols - k < 8 ? cols - k : 8;",
+            "const int64_t height = rows - i < 8 ? rows - i : 8, width = cols - k < 9 ? cols - k : 8;",
+            "transpose(d + i * ld, ld, d + i, ld, n - i <= 8 ? n - i : 8, i);",
+            "transpose(d + i * ld, ld, d + i, ld, n - i < 9 ? n - i : 8, i);",
+        ),
+    },
+    "csrc/matrix/product.cpp": {
+        "packed or not: speed alone": (
+            "operand.rows / operand.ld * static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}",
+            "operand.rows * operand.ld / static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}",
+            "operand.rows * operand.ld * static_cast<int64_t>(sizeof(T)) > kDirectBytes) {}",
+            "operand.rows * operand.ld * static_cast<int64_t>(sizeof(T)) < kDirectBytes) {}",
+        ),
+        "what is computed beyond an edge is not kept; zeros only spare it NaN and what is slow": (
+            "std::fill(std::copy_n(from, width, to), to + whole, T(1));",
+            "if (whole <= width)",
+        ),
+    },
     "kernels/adamw.py": {
         SAME_MAXIMUM: ("second = tl.where((v >= vmax) | (v != v), v, vmax)",),
         "what the compiler may assume, not what is computed; tests/aot looks at vector widths": (
@@ -230,6 +275,57 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if norm_order > 3:  # of x as it is now, whose largest element need not be 1e-30",
         ),
         ZERO_OVER_ANYTHING: ("return norm.where(norm != 0, 2)",),
+    },
+    "pyext/reference/dynamics.py": {
+        ZERO_OVER_ANYTHING: (
+            "return squares.sum(-1).square() / fourth.where(fourth != 0, 2)",
+            "return squares.sum(-1) / largest.where(largest != 0, 2)",
+        ),
+        "1 / 0 is inf": ("return torch.where(eigenvalues >= 0, 1 / (rate * eigenvalues), math.inf)",),
+    },
+    "pyext/reference/normalize.py": {
+        "where the square is zero its root is not read": (
+            "length = torch.where(square > 0, square, 2).sqrt()  # its derivative at 0 would be inf",
+        ),
+    },
+    "pyext/reference/normed_descent.py": {
+        ZERO_OVER_ANYTHING: ("return g / torch.where(size > 0, size, 3.0), size",),
+    },
+    "pyext/reference/roots.py": {
+        "square matrices": (
+            "identity = torch.eye(m.shape[-2], dtype=m.dtype)",
+            "identity = torch.eye(m.shape[1], dtype=m.dtype)",
+            "identity = torch.eye(a.shape[-2], dtype=a.dtype)",
+            "identity = torch.eye(a.shape[1], dtype=a.dtype)",
+        ),
+        "a ratio of eigenvalues has no scale": (
+            "w = torch.linalg.eigvalsh((a + a.mT) * 2)",
+            "w = torch.linalg.eigvalsh((a + a.mT) / 3)",
+        ),
+        ZERO_OVER_ANYTHING: (
+            "w = w / largest.where(largest != 0, 2)",
+            "return w.sum(-1).square() / squares.where(squares != 0, 2)",
+        ),
+    },
+    "pyext/reference/rules.py": {
+        "nothing is left of zero when it decays": (
+            "towards = ((move <= 0) & (before > 0)) | ((move >= 0) & (before <= 0))",
+            "towards = ((move <= 0) & (before >= 0)) | ((move >= 0) & (before < 0))",
+        ),
+        "threshold - threshold and threshold * 0 are the same zero": (
+            "p = torch.where(p >= threshold, p - threshold, torch.where(p < -threshold, p + threshold, p * 0))",
+        ),
+        "what is never read": (
+            "lanes = [word >> shift for word in words for shift in (0, 16)] if words else [None] * 5",
+        ),
+    },
+    "pyext/reference/sam.py": {
+        "the norm of one zero is that of nothing": (
+            "x = torch.cat([t.double().abs().flatten() for t in tensors] or [torch.zeros(1).double()])",
+        ),
+    },
+    "pyext/reference/shampoo.py": {
+        "a block of two at most is one of one where there is one": ("width = block_size or max(size, 2)",),
     },
     "pyext/matrix/polar.py": {
         ZERO_OVER_ANYTHING: (

@@ -75,6 +75,7 @@ NORMS, SAM, RULES, STORAGE, ROOTS = (
 )
 MATRIX_CORE = "tests/matrix/test_matrix_core.py"
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
+DEFINITIONS = "tests/reference/test_definitions.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
 STREAMS = "tests/cpu/test_streams.py"
@@ -264,11 +265,14 @@ JUDGES = {
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
     "kernels/blocks.py": ("^none", ("tests/interpret/test_triton_statistics.py",)),
     "kernels/statistics.py": ("^inverse_root", ("tests/interpret/test_triton_statistics.py",)),
-    "pyext/reference/dynamics.py": ("^none", ("tests/cpu/test_dynamics.py", "tests/cpu/test_curvature.py")),
-    "pyext/reference/normalize.py": ("^(path_normalize|weight_norm)", ("tests/cpu/test_normalize.py",)),
-    "pyext/reference/roots.py": ("^inverse_root", ("tests/reference/test_roots_reference.py",)),
-    "pyext/reference/rules.py": ("^(sgd|adagrad|rmsprop|lion|sign)", (RULES,)),
-    "pyext/reference/sam.py": ("^(perturb|restore)", (SAM, "tests/cpu/test_sam_trajectories.py")),
+    "pyext/reference/dynamics.py": (
+        "^none",
+        (DEFINITIONS, "tests/cpu/test_dynamics.py", "tests/cpu/test_curvature.py"),
+    ),
+    "pyext/reference/normalize.py": ("^(path_normalize|weight_norm)", (DEFINITIONS, "tests/cpu/test_normalize.py")),
+    "pyext/reference/roots.py": ("^inverse_root", (DEFINITIONS, "tests/reference/test_roots_reference.py")),
+    "pyext/reference/rules.py": ("^(sgd|adam|adagrad|rmsprop|lion|sign)", (DEFINITIONS, RULES)),
+    "pyext/reference/sam.py": ("^(perturb|restore)", (DEFINITIONS, SAM, "tests/cpu/test_sam_trajectories.py")),
     "pyext/reference/shampoo.py": ("^none", ("tests/cpu/test_shampoo.py",)),
     "pyext/reference/storage.py": ("^(adam|sgd|lion)", (STORAGE,)),
     "pyext/matrix/muon_rule.py": ("^none", ("tests/cpu/test_muon.py", "tests/cpu/test_muon_matrices.py")),
