@@ -32,9 +32,8 @@ STEEPEST_CLONES void load_float16(const float16 *__restrict from, float *__restr
 }
 
 #if STEEPEST_HAS_F16C
-// These and float16_loop are the only places with intrinsics: compilers do not turn the integer conversion into F16C's
-// instructions, which give the same bits (signalling NaNs apart, which the first operation would quiet) in a third of
-// the time.
+// With intrinsics, because compilers do not turn the integer conversion into F16C's instructions, which give the same
+// bits (signalling NaNs apart, which the first operation would quiet) in a third of the time.
 __attribute__((target("avx,f16c"))) void load_float16_f16c(const float16 *from, float *to, int64_t n) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8)
@@ -90,6 +89,15 @@ __attribute__((always_inline)) inline void prefetch_chunk(const T *from) {
     __builtin_prefetch(reinterpret_cast<const char *>(from) + kAhead + line);
 }
 
+template <int kStates, class T>
+__attribute__((always_inline)) inline void prefetch_chunks(int64_t at, const T *p, const T *g, const T *s0, const T *s1,
+                                                           const T *s2) {
+  prefetch_chunk(p + at), prefetch_chunk(g + at);
+  if constexpr (kStates > 0) prefetch_chunk(s0 + at);
+  if constexpr (kStates > 1) prefetch_chunk(s1 + at);
+  if constexpr (kStates > 2) prefetch_chunk(s2 + at);
+}
+
 // An element's way through a rule, over float32 tiles or over another type, converted in registers.  `from` may be p.
 template <class Rule, class T>
 __attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const T *__restrict g, T *const *states,
@@ -100,10 +108,7 @@ __attribute__((always_inline)) inline void rule_loop(const T *from, T *p, const 
   T *__restrict s2 = kStates > 2 ? states[2] : nullptr;
   for (int64_t c = 0; c < n; c += kChunk) {
     const int64_t end = c + kChunk < n ? c + kChunk : n;
-    prefetch_chunk(from + c), prefetch_chunk(g + c);
-    if constexpr (kStates > 0) prefetch_chunk(s0 + c);
-    if constexpr (kStates > 1) prefetch_chunk(s1 + c);
-    if constexpr (kStates > 2) prefetch_chunk(s2 + c);
+    prefetch_chunks<kStates>(c, from, g, s0, s1, s2);
 #pragma GCC ivdep
     for (int64_t i = c; i < end; ++i) {
       float pi = widen(from[i]), gi = multiplied<Rule>(widen(g[i]), factor), state[3] = {};
@@ -141,10 +146,7 @@ __attribute__((always_inline)) inline void pair_loop(bfloat16_pair *__restrict p
   constexpr int kStates = Rule::kStates;
   for (int64_t c = 0; c < n; c += kChunk) {
     const int64_t end = c + kChunk < n ? c + kChunk : n;
-    prefetch_chunk(p + c), prefetch_chunk(g + c);
-    if constexpr (kStates > 0) prefetch_chunk(s0 + c);
-    if constexpr (kStates > 1) prefetch_chunk(s1 + c);
-    if constexpr (kStates > 2) prefetch_chunk(s2 + c);
+    prefetch_chunks<kStates>(c, p, g, s0, s1, s2);
 #pragma GCC ivdep
     for (int64_t i = c; i < end; ++i) {
       float pl, ph, gl, gh, low[3] = {}, high[3] = {};

@@ -213,8 +213,8 @@ def _finish(x, factor, ok, zero, ridge, todo, residual, scale):
     return x, ok & finite, iterations, residual, scale
 
 
-def symmetrised(verbs: Verbs, a):
-    """Recorded apart from `eigh`, which is no verb."""
+def _symmetrised(verbs: Verbs, a):
+    """As a program of its own: what follows it in `_by_eigh` is no verb."""
     return verbs.symmetrised(a)
 
 
@@ -352,7 +352,7 @@ def _size(v: Tensor) -> Tensor:
 
 def _by_eigh(a, todo, ridge, absolute, verbs):
     """Q f(W) Qᵀ with W and Q from torch.linalg.eigh, which are checked: wrong ones are on record."""
-    y, sizes = verbs.run(symmetrised, (a.to(torch.promote_types(a.dtype, todo.dtype)),))
+    y, sizes = verbs.run(_symmetrised, (a.to(torch.promote_types(a.dtype, todo.dtype)),))
     y, largest = y.to(todo.dtype), sizes[:, 0, 0]
     zero, finite = largest == 0, torch.isfinite(largest)
     largest = torch.where(zero, 1.0, largest)
