@@ -142,14 +142,16 @@ class Server:
             os.close(reading)
             self.child(names, file, writing, to_the_end=limit is not None)
         os.close(writing)
-        name, found, buffer, begun, worked = "start", "", b"", time.perf_counter(), 0.0
+        name, found, buffer, begun, worked, waited = "start", "", b"", time.perf_counter(), 0.0, 0.0
         try:
             while True:
                 patience = limit or GRACE + 8 * self.seconds.get(name, 0.0)
                 left = begun + patience - time.perf_counter()
+                asked = time.perf_counter()
                 ready, _, _ = select.select([reading], [], [], left if left > 0 else 1.0)
+                # A process that was stopped and goes on has not waited all that time.
+                waited += min(time.perf_counter() - asked, patience)
                 if not ready:
-                    waited = time.perf_counter() - begun
                     if worked_seconds(process) - worked < patience and waited < WAITING * patience:
                         continue  # others use the processor
                     return {"by": f"{name}: no end within {patience:.0f} s", "noticed": name}
@@ -160,7 +162,7 @@ class Server:
                     event = json.loads(line)
                     if "done" in event and limit is not None:
                         self.seconds[event["done"]] = event["seconds"]
-                    name, begun = event.get("begin", name), time.perf_counter()
+                    name, begun, waited = event.get("begin", name), time.perf_counter(), 0.0
                     worked = worked_seconds(process)
                     if event.get("found") and not found:
                         found = event["found"]
