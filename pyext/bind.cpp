@@ -304,9 +304,13 @@ PYBIND11_MODULE(_C, m) {
   using namespace steepest_python;
   bind_matrix(m);
   m.attr("ABI_VERSION") = steepest_abi_version();
+  py::enum_<TensorReader::Way>(m, "Way")
+      .value("PYTHON", TensorReader::Way::kPython)
+      .value("DLPACK", TensorReader::Way::kDLPack)
+      .value("DIRECT", TensorReader::Way::kDirect);
   py::class_<TensorReader>(m, "TensorReader")
       .def(py::init<>())
-      .def_property("fast", &TensorReader::fast, &TensorReader::use_fast);
+      .def_property("way", &TensorReader::way, &TensorReader::use);
   py::class_<OverlapGuard>(m, "OverlapGuard").def(py::init<>());
   m.def("build_info", [] { return std::string(steepest_build_info()); });
   py::enum_<Kind>(m, "Kind")

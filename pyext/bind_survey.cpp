@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "bind_common.h"
+#include "engine/measure.h"
 
 namespace steepest_python {
 namespace {
@@ -203,6 +204,13 @@ void bind_survey(pybind11::module_ &m) {
         py::arg("num_threads"));
   m.def("survey_weighed", &survey_weighed, py::arg("reader"), py::arg("tensors"), py::arg("weights"),
         py::arg("alpha"), py::arg("eps"), py::arg("q"), py::arg("scale"), py::arg("inner"), py::arg("num_threads"));
+  m.def(
+      "clip",  // (the norm of unscaled gradients, what they are multiplied with), as a measure has them
+      [](double norm, float max_norm, float grad_scale) {
+        const float unscaled = static_cast<float>(norm) / grad_scale;
+        return py::make_tuple(unscaled, steepest::clip_coefficient(unscaled, max_norm));
+      },
+      py::arg("norm"), py::arg("max_norm"), py::arg("grad_scale"));
   m.def(
       "survey_states",
       [](const StateRows &states, double q, double scale, int num_threads) {

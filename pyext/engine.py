@@ -44,7 +44,8 @@ class Call:
         return self.grad_scale, self.clip_coefficient, self.found_inf
 
     def on(self, device: torch.device) -> Call:
-        return replace(self, **{name: None if t is None else t.to(device) for name, t in zip(SCALARS, self.scalars)})
+        there = {name: t.to(device) for name, t in zip(SCALARS, self.scalars) if t is not None and t.device != device}
+        return replace(self, **there) if there else self
 
     def of_rows(self, rows: list[int]) -> Call:
         first = None if self.first_index is None else [self.first_index[i] for i in rows]

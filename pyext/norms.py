@@ -23,11 +23,17 @@ class Survey:
 
     norm: Tensor  # float32: (sum |x|^q)^(1/q), or max |x| for q = inf
     max_abs: Tensor  # float32: max |x|; NaN if any element is
-    nonfinite: Tensor  # bool: an element is inf or NaN
     q: float
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """bool: an element is inf or NaN."""
+        return ~self.max_abs.isfinite()
 
     def clip_coefficient(self, max_norm: float) -> Tensor:
         """min(max_norm / (norm + 1e-6), 1), what torch.nn.utils.clip_grad_norm_ multiplies gradients by; float32."""
+        if not _native.asynchronous(self.norm.device):  # one operation of torch's instead of three
+            return torch.tensor(lib.clip(self.norm.item(), max_norm, 1.0)[1], dtype=torch.float32)
         return (max_norm / (self.norm + CLIP_EPS)).clamp(max=1.0)
 
 
@@ -74,15 +80,20 @@ def survey(tensors: Sequence[Tensor], *, q: float = 2.0) -> Survey:
 
 def from_lists(read, q: float, device: torch.device) -> Survey:
     """The survey whose parts read(q, scale) returns as (sum |x / scale|^q, largest |x|, non-finite flag) triples."""
+    return _result(*numbers(read, q), q, device)
+
+
+def numbers(read, q: float) -> tuple[float, float]:
+    """The same as numbers: the norm and the largest |x|."""
     direct = q in (1.0, 2.0) or math.isinf(q)
     parts = read(q, 1.0) if direct else _scaled(read, q)
     largest = _largest(part[1] for part in parts)
     if math.isinf(q) or not math.isfinite(largest):
-        return _result(largest, largest, q, device)
+        return largest, largest
     power_sum = math.fsum(part[0] for part in parts)
     # As csrc/formula/survey.h has it, which other devices compute.
     norm = power_sum if q == 1 else math.sqrt(power_sum) if q == 2 else largest * power_sum ** (1 / q)
-    return _result(norm, largest, q, device)
+    return norm, largest
 
 
 def _scaled(read, q: float) -> list[tuple[float, float, bool]]:
@@ -113,8 +124,7 @@ def native(tensors: list[Tensor], q: float, scale: float) -> tuple[float, float,
 
 
 def _result(norm: float, largest: float, q: float, device: torch.device) -> Survey:
-    scalars = (torch.tensor(value, dtype=torch.float32, device=device) for value in (norm, largest))
-    return Survey(*scalars, torch.tensor(not math.isfinite(largest), device=device), q)
+    return Survey(*torch.tensor((norm, largest), dtype=torch.float32, device=device).unbind(), q)
 
 
 def _on_device(tensors: Sequence[Tensor], q: float, shards: list[Tensor] | None = None) -> Survey:
@@ -127,7 +137,7 @@ def _on_device(tensors: Sequence[Tensor], q: float, shards: list[Tensor] | None 
         measure = new_measure(q)
         add_lists(measure, filled)
         found = run_measure(measure, shards[0].device)
-        return Survey(found.norm32, found.largest, found.nonfinite, q)
+        return Survey(found.norm32, found.largest, q)
     if whole:
         largest = torch.stack([n.float() for n in torch._foreach_norm(filled, math.inf)]).max()
         joint = torch.linalg.vector_norm(torch.stack([n.double() for n in torch._foreach_norm(filled, q)]), q).float()
@@ -137,7 +147,7 @@ def _on_device(tensors: Sequence[Tensor], q: float, shards: list[Tensor] | None 
                         tensors, p)
             for p in (math.inf, q)
         )  # fmt: skip
-    return Survey(largest if math.isinf(q) else joint, largest, ~largest.isfinite(), q)
+    return Survey(largest if math.isinf(q) else joint, largest, q)
 
 
 def of_gradients(params: Sequence[Tensor]) -> Survey:

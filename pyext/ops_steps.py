@@ -79,22 +79,21 @@ adagrad_, adam_, adamw_, lion_, rmsprop_, sgd_, sign_ = map(_define_step, STEPS)
 
 def _survey(tensors: list[Tensor], q: float):
     found = norms.survey(tensors, q=q)
-    return found.norm, found.max_abs, found.nonfinite
+    return found.norm.clone(), found.max_abs.clone()  # results of an operator share no memory
 
 
 def _fake_survey(tensors: list[Tensor], q: float):
     device = tensors[0].device if tensors else torch.device("cpu")
-    norm, largest = (torch.empty((), dtype=torch.float32, device=device) for _ in range(2))
-    return norm, largest, torch.empty((), dtype=torch.bool, device=device)
+    return tuple(torch.empty((), dtype=torch.float32, device=device) for _ in range(2))
 
 
 def _traced_survey(tensors, *, q=2.0):
     with torch.no_grad():
-        norm, largest, nonfinite = torch.ops.steepest.survey(list(tensors), float(q))
-    return norms.Survey(norm, largest, nonfinite, float(q))
+        norm, largest = torch.ops.steepest.survey(list(tensors), float(q))
+    return norms.Survey(norm, largest, float(q))
 
 
-define("survey", "(Tensor[] tensors, float q) -> (Tensor, Tensor, Tensor)", _survey, _fake_survey)
+define("survey", "(Tensor[] tensors, float q) -> (Tensor, Tensor)", _survey, _fake_survey)
 survey = traceable(norms.survey, _traced_survey)
 
 

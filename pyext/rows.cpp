@@ -149,7 +149,6 @@ StateRows::StateRows(py::list params, py::list entries, const std::vector<std::s
       column.append(py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(entry.ptr(), names_.back().ptr())));
     columns_.push_back(column);
   }
-  increment_version_ = py::module_::import("torch").attr("autograd").attr("graph").attr("increment_version");
   const size_t num_rows = params_.size();
   rows_.resize(1 + static_cast<int>(names_.size()), static_cast<int64_t>(num_rows), kinds_);
   hints_.resize(2 * num_rows);
@@ -256,7 +255,7 @@ Mismatch StateRows::gather(const TensorReader &reader, const std::vector<int64_t
       prefetch(row);
       if (const Mismatch mismatch = gather_row(reader, row)) return mismatch;
     }
-    increment_version_(py::reinterpret_steal<py::list>(PyList_GetSlice(params_.ptr(), begin, end)));
+    reader.bump_versions(params_.ptr(), begin, end);
   }
   return {};
 }

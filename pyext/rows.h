@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "dlpack_exchange.h"
+#include "tensors.h"
 
 namespace steepest_python {
 
@@ -100,7 +100,6 @@ class StateRows {
   py::list params_, entries_;
   std::vector<py::str> names_;
   std::vector<py::list> columns_;
-  py::object increment_version_;
   std::vector<Kind> kinds_;
 };
 

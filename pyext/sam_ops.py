@@ -37,7 +37,11 @@ class Steepness:
     norm: Tensor  # float64: ‖x‖_q with x = g, or T g
     largest: Tensor  # float32: max |x|
     coefficient: Tensor  # float32: largest / norm; for q = inf 1 / the number of elements that are as large
-    nonfinite: Tensor  # bool: a gradient is inf or NaN (or T g overflows float32)
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """bool: a gradient is inf or NaN (or T g overflows float32)."""
+        return ~self.norm.isfinite()
 
 
 @dataclass(frozen=True)
@@ -101,17 +105,24 @@ def measure_parts(
             part.add_to(found)
         found = norms.run_measure(found, device)
         if reduce_norm is None:
-            return Steepness(found.norm, found.largest, found.steepness, found.nonfinite)
+            return Steepness(found.norm, found.largest, found.steepness)
         largest, norm, share = found.largest.double(), found.norm, found.steepness.double()
+    elif _native.asynchronous(device):
+        largest, norm, share = _on_device(parts, q, device, reaches)
     else:
-        largest, norm, share = (_on_device if _native.asynchronous(device) else _on_cpu)(parts, q, device, reaches)
+        largest, norm, share = _on_cpu(parts, q, reaches)
+        if reduce_norm is None:
+            coefficient = share if math.isinf(q) else largest / norm if norm else math.nan
+            found = torch.tensor((norm, largest, coefficient), dtype=torch.float64)
+            return Steepness(found[0], *found[1:].float().unbind())
+        largest, norm, share = torch.tensor((largest, norm, share), dtype=torch.float64).unbind()
     if reduce_norm is not None:
         norm = reduce_norm(norm, q)
         if math.isinf(q):  # this rank's largest elements may not be the largest of all
             own = torch.where(largest == norm, 1 / share, 0.0)
             largest, share = norm.clone(), 1 / reduce_norm(own, 1.0)
     coefficient = share if math.isinf(q) else largest / norm
-    return Steepness(norm, largest.float(), coefficient.float(), ~norm.isfinite())
+    return Steepness(norm, largest.float(), coefficient.float())
 
 
 @dataclass(frozen=True)
@@ -185,8 +196,8 @@ def _inner_here(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.tensor(math.fsum(parts), dtype=torch.float64)
 
 
-def _on_cpu(parts: list[Bucket], q: float, device, reaches=()) -> tuple[Tensor, Tensor, Tensor]:
-    """(largest, norm, 1 / how many are the largest), float64."""
+def _on_cpu(parts: list[Bucket], q: float, reaches=()) -> tuple[float, float, float]:
+    """(largest, norm, 1 / how many are the largest)."""
 
     def read(order: float, scale: float) -> list[tuple[float, float, bool]]:
         found = [(part.reach if reaches else None, part.read(order, scale)) for part in parts]
@@ -201,11 +212,11 @@ def _on_cpu(parts: list[Bucket], q: float, device, reaches=()) -> tuple[Tensor, 
         norm = largest if math.isinf(q) else largest * count ** (1 / q)
     elif 0 < largest < math.inf:
         norm = math.sqrt(math.fsum(part[0] for part in found))
-    return tuple(torch.tensor(x, dtype=torch.float64) for x in (largest, norm, 1 / count))
+    return largest, norm, 1 / count
 
 
 def _on_device(parts: list[Bucket], q: float, device, reaches=()) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from torch's foreach norms, for builds without CUDA kernels and for shards of DTensors."""
+    """The same as 0-dim float64 tensors, by torch's foreach norms: without CUDA kernels, and of DTensors."""
     one = torch.ones((), dtype=torch.float64, device=device)
     if not parts and not reaches:
         return one * 0, one * 0, one

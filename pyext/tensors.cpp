@@ -1,7 +1,11 @@
-// TensorReader: see dlpack_exchange.h.
-#include "dlpack_exchange.h"
+// TensorReader: see tensors.h.
+#include "tensors.h"
 
 #include <structmember.h>
+
+#ifdef __linux__
+#include <dlfcn.h>
+#endif
 
 namespace steepest_python {
 
@@ -16,11 +20,76 @@ TensorReader::TensorReader() {
   const auto storage = py::cast<uintptr_t>(probe.attr("untyped_storage")().attr("_cdata"));
   head_known_ = reinterpret_cast<const uintptr_t *>(probe.ptr())[2] == head &&
                 reinterpret_cast<const uintptr_t *>(head)[2] == storage;
+  increment_version_ = torch_.attr("autograd").attr("graph").attr("increment_version");
+  find_api();
+  if (api_ != nullptr && head_known_) find_direct();
+  fastest_ = way_ = describe_ != nullptr ? Way::kDirect : api_ != nullptr ? Way::kDLPack : Way::kPython;
+}
+
+void TensorReader::find_api() {
   if (!py::hasattr(tensor_type_, "__dlpack_c_exchange_api__")) return;
   const py::object capsule = tensor_type_.attr("__dlpack_c_exchange_api__");
   if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return;
   auto *api = static_cast<const DLPackExchangeAPI *>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (api->version.major == 1 && api->dltensor_from_py_object != nullptr) found_ = api_ = api;
+  if (api->version.major == 1 && api->dltensor_from_py_object != nullptr) api_ = api;
+}
+
+namespace {
+
+bool same(const DLTensor &a, const DLTensor &b) {
+  return a.data == b.data && a.device == b.device && a.ndim == b.ndim && a.dtype == b.dtype && a.shape == b.shape &&
+         a.strides == b.strides && a.byte_offset == b.byte_offset;
+}
+
+}  // namespace
+
+// Takes the two functions only if they do on a few tensors what torch's Python interface says they do.
+void TensorReader::find_direct() {
+#ifdef __linux__
+  void *const torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (torch == nullptr) return;
+  const auto describe = reinterpret_cast<decltype(describe_)>(
+      dlsym(torch, "_ZN2at17toDLPackNonOwningERKNS_6TensorEP8DLTensor"));
+  const auto bump = reinterpret_cast<decltype(bump_version_)>(
+      dlsym(torch, "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"));
+  dlclose(torch);  // one reference less: it stays loaded
+  if (describe == nullptr || bump == nullptr) return;
+  const py::object rows = torch_.attr("empty")(3, 4);
+  for (const py::object &probe : {rows, rows.attr("t")(), rows.attr("view")(-1).attr("__getitem__")(5),
+                                  rows.attr("bfloat16")(), parameter_type_(rows)}) {
+    DLTensor expected = {}, found = {};
+    if (api_->dltensor_from_py_object(probe.ptr(), &expected) != 0) return PyErr_Clear();
+    describe(tensor_of(probe.ptr()), &found);
+    if (!same(expected, found)) return;
+    const auto before = py::cast<int64_t>(probe.attr("_version"));
+    bump(tensor_of(probe.ptr()));
+    if (py::cast<int64_t>(probe.attr("_version")) != before + 1) return;
+  }
+  describe_ = describe;
+  bump_version_ = bump;
+#endif
+}
+
+void TensorReader::use(Way way) {
+  if (way > fastest_) throw py::value_error("TensorReader: this torch does not have that way");
+  way_ = way;
+}
+
+bool TensorReader::read_direct(PyObject *object, View &view) const {
+  try {
+    describe_(tensor_of(object), &view);
+    return true;
+  } catch (...) {  // a dtype that DLPack does not know, no storage ...
+    return false;
+  }
+}
+
+void TensorReader::bump_versions(PyObject *list, Py_ssize_t begin, Py_ssize_t end) const {
+  if (way_ != Way::kDirect) {
+    increment_version_(py::reinterpret_steal<py::list>(PyList_GetSlice(list, begin, end)));
+    return;
+  }
+  for (Py_ssize_t i = begin; i < end; ++i) bump_version_(tensor_of(PyList_GET_ITEM(list, i)));
 }
 
 bool TensorReader::adopt(const PyTypeObject *type) const {
@@ -38,8 +107,6 @@ bool TensorReader::adopt(const PyTypeObject *type) const {
   shard_type_ = type;
   return true;
 }
-
-void TensorReader::use_fast(bool on) { api_ = on ? found_ : nullptr; }
 
 bool TensorReader::read_slow(py::handle object, View &view) const {
   if (!object.attr("layout").is(torch_.attr("strided"))) return false;
@@ -68,7 +135,7 @@ bool TensorReader::read_slow(py::handle object, View &view) const {
 
 void *TensorReader::stream(int32_t device_index) const {
   void *stream = nullptr;
-  if (api_) {
+  if (way_ != Way::kPython) {
     if (api_->current_work_stream(kDLCUDA, device_index, &stream) != 0) throw py::error_already_set();
     return stream;
   }

@@ -14,6 +14,7 @@ from steepest import _native, check, norms, sam_ops
 from steepest.distributed.shards import reaches_of
 from steepest.optim.away import Away
 from steepest.optim.freeze import frozen_batchnorm
+from steepest.optim.hooks import hooked
 from steepest.sam_ops import Weighing
 from steepest.storage import whole
 
@@ -30,6 +31,7 @@ class TwoPass(torch.optim.Optimizer):
 
     # torch.amp.GradScaler leaves unscaling and skipping to the step, which handles both for every base optimizer.
     _step_supports_amp_scaling = True
+    profile_hook_step = staticmethod(hooked)
     keeps_first = False  # whether the gradients of the first pass are needed after the second
     needs_scale = False  # whether vectors of different steps are added, so that a GradScaler's scale matters
     down = False  # whether the weights move against their vectors

@@ -7,7 +7,6 @@ import torch
 
 import steepest
 from steepest import layout
-from steepest._native import reader
 
 HYPER = dict(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
 SHAPES = [(33, 17), (5,), (), (0, 3), (1,), (4, 3, 5, 5), (64, 1), (1025,)]
@@ -169,19 +168,6 @@ def test_nan_and_inf_stay_where_they_are():
     others = torch.tensor([i not in (7, 13) for i in range(1000)])
     assert p[0][~others].isnan().all()
     assert torch.equal(p[0][others], clean[0][0][others])
-
-
-def test_without_the_exchange_table_the_result_is_the_same():
-    fast, slow = lists(), None
-    slow = [clone(role) for role in fast]
-    steepest.adamw_(*fast, step=1, **HYPER)
-    assert reader.fast
-    reader.fast = False
-    try:
-        steepest.adamw_(*slow, step=1, **HYPER)
-    finally:
-        reader.fast = True
-    assert all(torch.equal(a, b) for x, y in zip(fast, slow) for a, b in zip(x, y))
 
 
 def test_two_threads_may_step_different_tensors_at_once():

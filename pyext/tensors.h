@@ -1,5 +1,7 @@
-// Reads a tensor's address, shape and strides through DLPack's C exchange table (torch >= 2.10): 15-30 ns a tensor,
-// against about 1 us for data_ptr(), shape and stride() called from Python.  Older torch takes those Python calls.
+// Reads a tensor's address, shape and strides, in one of three ways:
+//   direct  by the function of torch's that fills DLPack's description, 10 ns a tensor
+//   dlpack  through DLPack's C exchange table (torch >= 2.10), which calls it by way of pybind11 and the GIL: 60 ns
+//   python  by data_ptr(), shape and stride() called from Python: about 1 us
 // Layouts follow the DLPack 1.x specification; only what is used here is declared.
 #pragma once
 
@@ -63,11 +65,14 @@ class TensorReader {
   // is wrong.  Of a DTensor the local shard is read.  No Python exception is left set.
   bool read(PyObject *object, View &view) const {
     if (!plain(object) && ((object = slot(object, kLocal)) == nullptr || !plain(object))) return false;
-    if (api_ == nullptr) return read_slow(object, view);
+    if (way_ == Way::kDirect) return read_direct(object, view);
+    if (way_ == Way::kPython) return read_slow(object, view);
     if (api_->dltensor_from_py_object(object, &view) == 0) return true;
     PyErr_Clear();
     return false;
   }
+  // Notes that tensors begin <= i < end of the list were written, so that autograd notices when it has saved one.
+  void bump_versions(PyObject *list, Py_ssize_t begin, Py_ssize_t end) const;
   // The gradient, a new reference; Py_None when there is none, nullptr with a Python exception set.
   PyObject *grad(PyObject *object) const {
     return plain(object) || sharded(object) ? get_grad_(grad_.ptr(), object, nullptr)
@@ -98,8 +103,10 @@ class TensorReader {
   }
   // The framework's current stream, which CUDA work must follow.
   void *stream(int32_t device_index) const;
-  bool fast() const { return api_ != nullptr; }
-  void use_fast(bool on);
+  enum class Way { kPython, kDLPack, kDirect };
+  Way way() const { return way_; }
+  // The fastest that this torch has, or a slower one; ValueError for one that it has not.
+  void use(Way way);
 
  private:
   // Only exact types: a subclass (FakeTensor) may not own the memory that the table reports.
@@ -120,16 +127,23 @@ class TensorReader {
   }
   // Finds the offsets when the first DTensor is met; false when it has no such slots (another version of torch).
   bool adopt(const PyTypeObject *type) const;
+  bool read_direct(PyObject *object, View &view) const;
   bool read_slow(py::handle object, View &view) const;
+  void find_api();
+  void find_direct();
+  // What torch's Python object holds is an at::Tensor, which its C++ functions take by reference.
+  static const void *tensor_of(PyObject *object) { return reinterpret_cast<const void *const *>(object) + 2; }
+  Way way_ = Way::kPython, fastest_ = Way::kPython;
   const DLPackExchangeAPI *api_ = nullptr;
-  const DLPackExchangeAPI *found_ = nullptr;
-  py::object torch_, tensor_type_, parameter_type_;
+  void (*describe_)(const void *tensor, DLTensor *out) = nullptr;  // at::toDLPackNonOwning
+  void (*bump_version_)(const void *tensor) = nullptr;             // torch::autograd::impl::bump_version
+  py::object torch_, tensor_type_, parameter_type_, increment_version_;
   // Tensor.grad's descriptor, called without looking "grad" up again for each tensor.
   py::object grad_;
   descrgetfunc get_grad_;
   mutable const PyTypeObject *shard_type_ = nullptr;  // DTensor, once one has been met
   mutable Py_ssize_t offset_[2];
-  bool head_known_ = false;  // whether a tensor's head lies where `parts` looks for it
+  bool head_known_ = false;  // whether a tensor's head lies where `parts` and `tensor_of` look for it
 };
 
 }  // namespace steepest_python

@@ -1,0 +1,78 @@
+"""The compiled module reads tensors in one of three ways (pyext/tensors.h), which must not make a difference."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import steepest
+from steepest._native import lib, reader
+
+fastest = reader.way
+WAYS = (lib.Way.PYTHON, lib.Way.DLPACK, lib.Way.DIRECT)
+HYPER = dict(lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+SHAPES = [(33, 17), (5,), (), (0, 3), (1,), (4, 3, 5, 5), (64, 1), (1025,)]
+
+
+@pytest.fixture(params=WAYS, ids=lambda way: way.name.lower())
+def way(request):
+    """Tensors are read in this way for as long as the test runs."""
+    reader.way = request.param
+    yield
+    reader.way = fastest
+
+
+def test_this_torch_is_read_in_the_fastest_way():
+    assert fastest == lib.Way.DIRECT
+
+
+def test_however_tensors_are_read_the_result_is_the_same(way):
+    lists = [[torch.rand(shape) for shape in SHAPES] for _ in range(4)]
+    others = copy.deepcopy(lists)
+    steepest.adamw_(*lists, step=1, **HYPER)
+    reader.way = fastest
+    steepest.adamw_(*others, step=1, **HYPER)
+    assert all(torch.equal(a, b) for x, y in zip(lists, others) for a, b in zip(x, y))
+
+
+def test_however_tensors_are_read_an_optimizer_sees_what_became_of_them(way):
+    """Each step, with other memory, layout or dtype in the same Python objects, is that of a new optimizer."""
+    p = torch.nn.Parameter(torch.randn(6, 4))
+    optimizer = steepest.optim.AdamW([p], lr=0.1)
+
+    def step_as_expected():
+        p.grad = torch.randn_like(p)
+        twin = torch.nn.Parameter(p.detach().clone())
+        fresh = torch.optim.AdamW([twin], lr=0.1, foreach=False)
+        fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        twin.grad = p.grad.clone()
+        version, saved = p._version, p * p
+        optimizer.step(), fresh.step()
+        torch.testing.assert_close(p, twin, rtol=1e-5, atol=1e-6)
+        assert p._version == version + 1
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            saved.sum().backward()
+
+    step_as_expected()
+    p.data = torch.randn(6, 4)
+    step_as_expected()
+    p.data = torch.randn(4, 6).t()
+    optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+    step_as_expected()
+    with torch.no_grad():
+        p.set_(torch.randn(48)[3:27].view(4, 6).t())
+    step_as_expected()
+    storage, values = p.untyped_storage(), p.detach().clone()
+    storage.resize_(0)
+    storage.resize_(48 * 4)
+    p.data.copy_(values)
+    step_as_expected()
+
+
+def test_what_cannot_be_read_is_turned_down(way):
+    complex_, sparse = torch.zeros(3, dtype=torch.complex64), torch.zeros(3, 3).to_sparse()
+    for strange in (complex_, sparse, 5, torch.zeros(3, device="meta")):
+        found = lib.survey(reader, [strange], 2.0, 1.0, 1)
+        assert found[0] in ("type", "dtype", "device")
