@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "matrix/product.h"
 #include "steepest/matrix.h"
 
 namespace {
@@ -99,6 +100,47 @@ void check_product(int64_t m, int64_t n, int64_t k, uint32_t flags, bool symmetr
       }
       const double off = std::fabs(d.get(i, j, false) - sum), bound = (static_cast<double>(k) + 4) * 2 * unit * size;
       if (!(off <= bound)) return fail(symmetric ? "symmetric" : "product", m, n, k, off, bound);
+    }
+}
+
+// Every task of a product that is cut in squares of `side`, and the operations that they say they executed: strips of 8
+// rows by whole granules of 16 columns, of a symmetric product those that reach to the diagonal.
+template <class T>
+void check_tasks(int64_t m, int64_t n, int64_t k, int64_t side, bool symmetric, bool of_itself, bool tb = true) {
+  using namespace steepest::matrix;
+  Array<T> a(m, k, 3, 1), b(tb ? n : k, tb ? k : n, 0, 2), c(m, n, 1, 3), d(m, n, 5, 1);
+  const auto operand = [](const Array<T> &x) { return Operand<T>{x.at, x.rows, x.cols, x.ld, false}; };
+  const Array<T> &right = of_itself ? a : b;
+  const T gamma = symmetric ? T(1) : T(0);
+  const Product<T> product = {operand(d), operand(a), operand(right), operand(c), false, tb,
+                              symmetric,  T(0.5),     T(-2),          gamma,      k,     side};
+  std::fill_n(d.at, (m - 1) * d.ld + n, std::numeric_limits<T>::quiet_NaN());
+  const auto buffers = std::make_unique<Buffers<T>>();
+  int64_t tasks = 0, executed = 0, expected = 0;
+  for (int64_t top = 0; top < m; top += side)
+    for (int64_t left = 0; left < n; left += side) {
+      if (symmetric && left > top) continue;
+      ++tasks;
+      const int64_t bottom = std::min(m, top + side), edge = std::min(n, left + side);
+      for (int64_t i = top; i < bottom; i += 8) {
+        const int64_t end = symmetric ? std::min(edge, i + 8) : edge;
+        expected += 2 * 8 * ((end + 15) / 16 * 16 - left) * k;
+      }
+    }
+  if (product_tasks(m, n, symmetric, side) != tasks) return fail("tasks", m, n, side, product_tasks(m, n, symmetric, side), tasks);
+  for (int64_t task = 0; task < tasks; ++task) executed += run_product_task(product, task, *buffers);
+  if (executed != expected) return fail("operations", m, n, side, executed, expected);
+  const double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t p = symmetric ? std::max(i, j) : i, q = symmetric ? std::min(i, j) : j;
+      double sum = -2 * c.get(p, q, false) + (p == q ? gamma : 0), size = std::fabs(2 * c.get(p, q, false)) + gamma;
+      for (int64_t t = 0; t < k; ++t) {
+        const double term = 0.5 * a.get(p, t, false) * right.get(t, q, tb);
+        sum += term, size += std::fabs(term);
+      }
+      const double off = std::fabs(d.get(i, j, false) - sum), bound = (static_cast<double>(k) + 4) * 2 * unit * size;
+      if (!(off <= bound)) return fail(of_itself ? "tasks of X and X" : "tasks", m, n, side, off, bound);
     }
 }
 
@@ -192,6 +234,15 @@ int main() {
     check_product<float>(210, 410, 300, STEEPEST_MATRIX_TRANSPOSE_A, false, 3, by_scratch);
     check_product<float>(410, 410, 270, STEEPEST_MATRIX_TRANSPOSE_B, true, 3, by_scratch);
   }
+  for (const int64_t side : {16, 48, 64, 96, 144})
+    for (const int64_t n : {1, 16, 63, 64, 150, 200}) {
+      check_tasks<float>(90, n, 300, side, false, false);
+      check_tasks<float>(n, n, 70, side, true, false);
+      check_tasks<float>(n, n, 300, side, true, true);
+      check_tasks<float>(n, n, n, side, false, true, false);
+      check_tasks<double>(n, 70, 20, side, false, false, false);
+      check_tasks<double>(n, n, 150, side, true, true);
+    }
   std::printf("%s, %d failures\n", clone_name(), failures);
   return failures != 0;
 }

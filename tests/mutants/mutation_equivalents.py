@@ -243,8 +243,41 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "transpose(d + i * ld, ld, d + i, ld, n - i <= 8 ? n - i : 8, i);",
             "transpose(d + i * ld, ld, d + i, ld, n - i < 9 ? n - i : 8, i);",
         ),
+        "a row more is mirrored, as the next round does": (
+            "for (int64_t row = 1; row <= 8 && i + row < n; ++row)",
+            "for (int64_t row = 1; row < 9 && i + row < n; ++row)",
+        ),
+        "the diagonal onto itself": (
+            "for (int64_t col = 0; col <= row; ++col) corner[col * ld + row] = corner[row * ld + col];",
+        ),
+        "the rest goes to the same lanes": ("for (; i + kLanes < n; i += kLanes)",),
+    },
+    "csrc/matrix/product.h": {
+        "of an operand that is not there, nobody reads it": (
+            "int64_t rows = 1, cols = 0;",
+            "int64_t rows = 0, cols = 1;",
+            "ptrdiff_t ld = 1;",
+        ),
+        "with d in its place: an element of c is read before that of d is written": (
+            "alignas(64) T c[kStrip / kPanel];",
+        ),
     },
     "csrc/matrix/product.cpp": {
+        "nothing to fill": ("if (whole >= width)",),
+        "by way of a buffer, the same numbers": (
+            "const auto whole = [&](const Operand<T> &x) "
+            "{ return x.padded || (i + kStrip < x.rows && j + width <= x.cols); };",
+            "const auto whole = [&](const Operand<T> &x) "
+            "{ return x.padded || (i + kStrip <= x.rows && j + width < x.cols); };",
+        ),
+        "a run of no terms, a panel of no columns or rows: nothing is done": (
+            "for (int64_t k = 0; k <= std::max<int64_t>(p.terms, 1); k += kRun<T>) {",
+            "for (int64_t k = 0; k < std::max<int64_t>(p.terms, 2); k += kRun<T>) {",
+            "for (int64_t j = r.left; j <= r.right; j += kPanel)",
+            "for (int64_t panel = r.top; panel <= r.bottom; panel += kPanel) {",
+            "for (int64_t j = r.left; j <= r.right; j += kPanel) {",
+            "if (j > right) continue;",
+        ),
         "packed or not: speed alone": (
             "operand.rows / operand.ld * static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}",
             "operand.rows * operand.ld / static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}",
@@ -254,6 +287,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "what is computed beyond an edge is not kept; zeros only spare it NaN and what is slow": (
             "std::fill(std::copy_n(from, width, to), to + whole, T(1));",
             "if (whole <= width)",
+            "for (int64_t i = 1; i < count; ++i) std::fill(to + i * kPanel + width, to + i * kPanel + whole, T(0));",
+            "for (int64_t i = 0; i < count; ++i) std::fill(to + i * kPanel + width, to + i * kPanel + whole, T(1));",
+            "std::fill(buffers.c + r * kPanel + valid, buffers.c + r * kPanel + width, T(1));",
         ),
     },
     "kernels/adamw.py": {

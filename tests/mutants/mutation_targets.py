@@ -49,7 +49,8 @@ class Target:
 
     def mutants(self) -> Iterator[Mutant]:
         text = (ROOT / self.file).read_text()
-        yield from mutants(self.file, text, self.functions, self.skip)
+        spared = {line for begin in SPARED.get(self.file, {}) for line in block(self.file, text, begin)}
+        yield from (m for m in mutants(self.file, text, self.functions, self.skip) if m.line not in spared)
         for old, new in self.roundings:
             if text.count(old) != 1:
                 raise LookupError(f"{self.file} has {old!r} {text.count(old)} times, expected once")
@@ -60,6 +61,27 @@ class Target:
     def reason(self, mutant: Mutant) -> str:
         """Why a mutant is equivalent; "" when it is not."""
         return mutation_equivalents.reason(mutant.file, mutant.before, mutant.after)
+
+
+# Parts of targets that are not mutated, by how their first line begins, and why.
+SPARED = {
+    "csrc/matrix/program.cpp": {
+        "struct Spread {": "how work is spread over threads: time and memory, not results",
+        "int64_t side(": "how large a thread's part of a product is: time, not results",
+        "static int64_t rows_per_task(": "how large a thread's part of a loop is: time, not results",
+    },
+}
+
+
+def block(file: str, text: str, begin: str) -> range:
+    """Numbers of the lines from the one that begins so to the one that closes it; LookupError when there is none."""
+    lines = text.splitlines()
+    first = next((i for i, line in enumerate(lines) if line.strip().startswith(begin)), None)
+    if first is None:
+        raise LookupError(f"{file} has no line that begins with {begin!r}")
+    indent = lines[first][: len(lines[first]) - len(lines[first].lstrip())]
+    last = next(i for i in range(first + 1, len(lines)) if lines[i].startswith(f"{indent}}}"))
+    return range(first + 1, last + 2)
 
 
 FORMULAS, KEPT, ADAMW_STEP = (

@@ -20,7 +20,7 @@ from mutation_targets import ROOT, Target
 
 KILLED, SURVIVED, NO_BUILD = "killed", "SURVIVED", "does not build"
 TESTS_SECONDS = 300
-COPIED = ("csrc", "cmake", "pyext", "kernels", "tests", "CMakeLists.txt", "pyproject.toml")
+COPIED = ("csrc", "cmake", "pyext", "kernels", "tests", "bench", "CMakeLists.txt", "pyproject.toml")
 MULTIPROCESSING = multiprocessing.get_context("forkserver")
 
 
@@ -46,7 +46,7 @@ class Workspace:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        ignored = shutil.ignore_patterns("__pycache__", "lib", "include-installed", "mutants")
+        ignored = shutil.ignore_patterns("__pycache__", "lib", "include-installed", "mutants", "results")
         for name in COPIED:
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy)(
