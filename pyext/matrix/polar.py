@@ -124,16 +124,22 @@ def polar(
         return torch.empty_like(x, requires_grad=False)
     if backend == "auto":
         _log_choice(x.device.type, todo.backend)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), full_float32():
+    with torch.no_grad():
         flat = x.detach().reshape(-1, *x.shape[-2:])
         if todo.backend != "native":
-            size = initial_size(todo.norm, min(x.shape[-2:]), UNIT_ROUNDOFF[todo.dtype])
-            y = iterate(normalised(flat, todo.dtype, size), todo, _verbs(todo.backend))
+            y = _by_tensor_verbs(flat, todo)
         elif x.dtype == torch.float64:  # float32 may not hold it yet
             y = NativeVerbs().run(_chain, (normalised(flat, todo.dtype),), (todo,))
         else:
             y = NativeVerbs().run(_normalised_chain, (flat.to(todo.dtype),), (todo,))
         return y.to(x.dtype).reshape(x.shape)
+
+
+def _by_tensor_verbs(x: Tensor, todo: Plan) -> Tensor:
+    """By operations on tensors, whose precision the caller's settings would otherwise decide."""
+    with torch.autocast(x.device.type, enabled=False), full_float32():
+        size = initial_size(todo.norm, min(x.shape[-2:]), UNIT_ROUNDOFF[todo.dtype])
+        return iterate(normalised(x, todo.dtype, size), todo, _verbs(todo.backend))
 
 
 def plan(

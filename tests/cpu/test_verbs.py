@@ -56,7 +56,26 @@ def test_torch_verbs_do_not_read_an_addend_that_is_not_given():
         TorchVerbs().symmetric_product(a, a, beta=1.0)
 
 
+@pytest.mark.parametrize("number", [0.0, 1.0, 2.0, -1.0])
+def test_torch_verbs_take_any_number(number):
+    """Powers of two and a permutation: nothing is rounded."""
+    eye, swapped = torch.eye(6), torch.eye(6).flip(0)
+    x = torch.randn(6, 4)
+    found = TorchVerbs().symmetric_product(swapped, swapped, alpha=number, beta=number, c=swapped, diagonal=number)
+    assert torch.equal(found, number * eye + number * swapped + number * eye)
+    found = TorchVerbs().long_product(swapped, x, alpha=number, shift=number)
+    assert torch.equal(found, number * x.flip(0) + number * x)
+
+
+def test_torch_verbs_take_batches_of_any_shape():
+    x = torch.randn(2, 3, 2, 5, 7)
+    flat = x.flatten(0, 2)
+    assert torch.equal(TorchVerbs().gram(x).flatten(0, 2), TorchVerbs().gram(flat))
+    assert torch.equal(TorchVerbs().gram(x[0, 0]), TorchVerbs().gram(flat[:2]))
+
+
 def test_symmetric_fraction_is_the_area_of_the_panels():
+    assert verbs_module.panel_ends(511, "cpu") == [511] and verbs_module.panel_ends(512, "cpu") != [512]
     for n in (10, 511, 512, 700, 4096):
         ends = verbs_module.panel_ends(n, "cpu")
         covered = torch.zeros(n, n, dtype=torch.bool)

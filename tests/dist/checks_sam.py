@@ -64,6 +64,10 @@ def sam_over_shards_follows_one_process(rank):
 @check(1, 2, 4)
 def steepness_of_mixed_layouts_is_that_of_whole_tensors(rank):
     """Rows, columns, replicas and plain tensors together; on the CPU's way and on the device's, of torch's norms."""
+
+    def as_on_device(parts, q, reaches):
+        return tuple(x.item() for x in sam_ops._on_device(parts, q, torch.device("cpu"), reaches))
+
     found = meshes(rank.world)
     names = [*found, "plain"]
     grads, weights = gradients(0), whole_tensors()
@@ -81,7 +85,7 @@ def steepness_of_mixed_layouts_is_that_of_whole_tensors(rank):
         weighing = [weigh] * len(grads)
         for q in (math.inf, 2.0, 3.0, 1.5):
             expected = sam_ops.measure(grads, weights, weighing, q)
-            for way in (sam_ops._on_cpu, sam_ops._on_device):
+            for way in (sam_ops._on_cpu, as_on_device):
                 with patch.object(sam_ops, "_on_cpu", way):
                     said = sam_ops.measure(mine, beside, weighing, q)
                 # Sums of 300 float64 terms of float32 numbers, on the device's way of float32 powers: 2^-24 per element.

@@ -11,6 +11,8 @@ import steepest
 from steepest.conformance.memory import Guarded, differing, poisoned_memory
 from steepest.kernels import long
 from steepest.kernels.momentum import TILE, Momentum
+from steepest.matrix.fused_muon import FusedMuon
+from steepest.matrix.polar import plan
 from steepest.optim import muon_fused
 
 pytestmark = pytest.mark.interpret
@@ -200,3 +202,14 @@ def test_a_fused_optimizer_step_is_the_plain_one_within_the_bound_of_half_precis
         assert first.dtype == second.dtype
         # torch's lerp has one rounding less: two units of what went in, and perhaps the next number of the format.
         assert (first.float() - second.float()).abs().max() <= 4 * UNIT[first.dtype] * first.abs().max()
+
+
+def test_a_prepared_step_fits_the_tensors_that_it_was_made_for():
+    roles = [[torch.randn(4, 6) for _ in range(2)] for _ in range(3)]
+    step = FusedMuon(*roles, plan((4, 6), F16, "cuda"))
+    assert step.fits(*roles) and step.fits(*([t.view(4, 6) for t in role] for role in roles))
+    assert not step.fits(*([role[0]] for role in roles))
+    for role in range(3):
+        others = [list(tensors) for tensors in roles]
+        others[role][1] = others[role][1].clone()
+        assert not step.fits(*others)

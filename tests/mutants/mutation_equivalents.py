@@ -100,6 +100,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "a shorter way for a coefficient of 1, which multiplies to the same": (
             "STEEPEST_HD bool plain() const { return divisor == 1.0f && coefficient == 3.0f && !limited(); }",
         ),
+        "a longer way for a divisor of -1, which divides to the same": (
+            "STEEPEST_HD bool is_factor() const { return (divisor == 1.0f || divisor == 1.0f) && !limited(); }",
+        ),
         "the number is inf as a float, and a limit of inf limits nothing": (
             "STEEPEST_HD bool limited() const { return limit <= 1.0208470398e+39f; }",
         ),
@@ -120,7 +123,14 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "csrc/formula/perturb.h": {
         NO_STATE: ("static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative",),
-        "p = inf asks only for the sign of x, and whether it is 0": ("s.base = sign ? 3.0f : s.eps;",),
+        "p = inf asks only for the sign of x, and whether it is 0": (
+            "s.base = sign ? 3.0f : s.eps;",
+            "s.weigh = sign ? 0.5f : s.alpha;",
+        ),
+        "what the parameter was is not read": (
+            "STEEPEST_HD static Scalars scalars(const steepest_hyper &, uint32_t) "
+            "{ return {{3.0f, 0.0f, 0.0f, 0.0f}}; }",
+        ),
         "q = p / (p - 1) is inf or below 2^53": ("s.largest_only = h.q >= 1.7e308;",),
         "|x| / largest is at most 1": ("s.threshold = s.proportional ? 6.0f : sign ? 0.0f : 0.99999994f;",),
         "a divisor of 0 is the largest |x|, and then nothing moves": (
@@ -138,9 +148,31 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/stages.cpp": {
+        "what is asked for in advance: speed alone": (
+            "for (int64_t line = 0; line < static_cast<int64_t>(kChunk / sizeof(T)); line += 64)",
+            "for (int64_t line = 0; line >= static_cast<int64_t>(kChunk * sizeof(T)); line += 64)",
+            "for (int64_t line = 0; line <= static_cast<int64_t>(kChunk * sizeof(T)); line += 64)",
+            "for (int64_t line = 1; line < static_cast<int64_t>(kChunk * sizeof(T)); line += 64)",
+            "for (int64_t line = 0; line < static_cast<int64_t>(kChunk * sizeof(T)); line += 65)",
+        ),
+        "known to the compiler, which then leaves an addition out": (
+            "s.shrink.l2 = 0.0f;  // known to the compiler => ;",
+            ";  // known to the compiler",
+        ),
+        "the rest goes element by element to the same bits": ("for (; i + kLanes < n; i += kLanes) {",),
+        "what the compiler checks is no computation": (
+            "static_assert(__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__, "
+            '"the first of two neighbours is taken for the lower half");',
+        ),
+        "a place that no state has": (
+            "for (int i = 0; i <= kStates; ++i) k[i] = pairs(states[i]), rest[i] = states[i] + n / 2 * 2;",
+        ),
+        "a chunk of nothing": ("for (int64_t c = 0; c <= n; c += kChunk) {",),
+        "of equal ends either": ("const int64_t end = c + kChunk <= n ? c + kChunk : n;",),
         ONE_TOO_MANY: (
             "for (int64_t i = 0; i <= n; ++i) to[i] = widen(from[i]);",
             "for (; i <= n; ++i) to[i] = widen(from[i]);",
+            "for (int64_t i = 0; i <= n; ++i) out[i] = stage(g[i]);",
         ),
         "eight elements more go through the loop behind, which rounds alike": (
             "for (; i + 8 < n; i += 8)",
@@ -368,7 +400,72 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "y = (wide / largest.where(largest != 0, 2)).to(torch.promote_types(dtype, torch.float32))",
         ),
     },
+    "pyext/schedules.py": {
+        "the ends are among the points anyway": (
+            "inside = inside[(inside >= low**p) & (inside < high**p)] ** (1 / p)",
+            "inside = inside[(inside > low**p) & (inside <= high**p)] ** (1 / p)",
+        ),
+        "rounded numbers are never just that": (
+            "return 0 <= _step(coefficients, p, s) < limit",
+            "return 0 < _step(coefficients, p, s) <= limit",
+            "if schedule.steps == steps or (tol is not None and schedule.error < tol):",
+            "if max(abs(1 - _step(taylor, p, s)) for s in (low, high)) < noise:",
+            "noise = 5 * np.finfo(float).eps * sum(abs(c) for c in taylor)  # of evaluating q from its coefficients",
+        ),
+        "the highest coefficient is not 0": (
+            "return tuple(h.convert(kind=Polynomial).coef.tolist()) + (0.0,) * (degree - 1 - len(h.coef))",
+            "return tuple(h.convert(kind=Polynomial).coef.tolist()) + (0.5,) * (degree + 1 - len(h.coef))",
+        ),
+        "the slope at 0 is not 0": ("for high in (turns[turns >= 0] ** (1 / p)).tolist():",),
+        "any number beyond, then any larger one": (
+            "high = 3 * low + 1",
+            "high = 2 * low + 2",
+            "low, high = high, 3 * high",
+        ),
+        "Remez' exchange comes to the same reference from any other": (
+            "reference = centre + radius * np.cos(np.pi * np.arange(degree + 2) / (degree + 1))",
+            "reference = centre - radius * np.cos(np.pi / np.arange(degree + 2) / (degree + 1))",
+            "reference = centre - radius * np.cos(np.pi * np.arange(degree + 2) / (degree + 2))",
+        ),
+        "it converges quadratically: where one of these stops, so does the other, or has nothing left to gain": (
+            "before, moved = moved, float(np.abs(exchanged - reference).max()) * radius",
+            "if moved <= 1e-8 or (moved < 1e-2 and moved >= before) or abs(error) < noise:",
+            "if moved < 1e-8 or (moved <= 1e-2 and moved >= before) or abs(error) < noise:",
+            "if moved < 1e-8 or (moved < 1e-2 and moved > before) or abs(error) < noise:",
+            "if moved < 1e-8 or (moved < 1e-2 and moved >= before) or abs(error) <= noise:",
+            "if moved < 3.0000000000000004e-08 or (moved < 1e-2 and moved >= before) or abs(error) < noise:",
+            "if moved < 1e-8 or (moved < 0.03 and moved >= before) or abs(error) < noise:",
+        ),
+    },
+    "pyext/matrix/verbs.py": {
+        "one dimension flattened is itself": (
+            "return x.flatten(0, -3) if x.dim() >= 3 else x.expand(1, *x.shape) if x.dim() == 2 else x",
+        ),
+    },
+    "pyext/matrix/fused_muon.py": {
+        "either side of a square is the shorter one": (
+            "x = self.x if self.x.shape[1] < self.x.shape[2] else self.x.mT",
+        ),
+    },
     "pyext/matrix/tape.py": {
+        "the matrix on a tape has one diagonal, whatever its dimensions are called": (
+            "new.diagonal(dim1=-3, dim2=-1).add_(diagonal)",
+            "new.diagonal(dim1=-2, dim2=-2).add_(diagonal)",
+        ),
+        "neither the input nor the result is ever free, and steps are counted from 1": (
+            "last = {0: len(tape.steps) - 1, result: len(tape.steps) + 1}  # the input is not ours to overwrite",
+            "last = {0: len(tape.steps) + 2, result: len(tape.steps) + 1}  # the input is not ours to overwrite",
+            "last = {0: len(tape.steps) + 1, result: len(tape.steps) + 2}  # the input is not ours to overwrite",
+            "for number in (s.a, s.b) * (s.k >= 0) + (s.c, s.e):",
+            "last[number] = max(last.get(number, 1), i)",
+            "for number in [x for x, end in last.items() if end == i and x >= 0]:",
+        ),
+        "any number below 0 stands for no matrix, and for an extent that numpy works out": (
+            "place, shapes, free, table = {0: 0, -1: -2}, [(rows, columns)], {}, []",
+            "numbers = np.array([s.numbers for s in tape.steps], dtype=np.float64).reshape(-2, 4)",
+            "return Chain(np.array(table, dtype=np.int64).reshape(-2, 10), numbers, tuple(shapes))",
+        ),
+        "elements have 2, 4 or 8 bytes": ("unit = 17 // x.element_size()",),
         NO_PRODUCT: (
             "number = self.tape.add(PRODUCT, *stored, 0, -2, -1, 0.0, c, beta, e, gamma)",
             "number = self.tape.add(PRODUCT, *stored, 0, -1, -2, 0.0, c, beta, e, gamma)",

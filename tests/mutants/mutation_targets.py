@@ -92,6 +92,7 @@ FORMULAS, KEPT, ADAMW_STEP = (
 POLAR, VERBS, SCHEDULES = "tests/cpu/test_polar.py", "tests/cpu/test_verbs.py", "tests/reference/test_schedules.py"
 NORM_BOUNDS = "tests/cpu/test_polar_norms.py"
 
+TRAJECTORIES = "tests/cpu/test_sam_trajectories.py"
 NORMS, SAM, RULES, STORAGE, ROOTS = (
     f"tests/cpu/test_{name}.py" for name in ("norms", "sam", "rules", "storage", "roots")
 )
@@ -100,7 +101,7 @@ CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py
 DEFINITIONS = "tests/reference/test_definitions.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
-STREAMS = "tests/cpu/test_streams.py"
+STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
 ENGINE = (ADAMW_STEP, STORAGE)
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
@@ -118,6 +119,7 @@ LISTED = (
         "csrc/formula/adam.h",
         "^adam",
         ("cpu",),
+        (GRADIENT_STAGE,),  # for scalars whose rounding an element shows where its second moment is 0 alone
         roundings=(
             ("(s.beta2_rest * g) * g", "s.beta2_rest * (g * g)"),
             ("sqrtf(second) + s.eps", "sqrtf(second + s.eps * s.eps)"),
@@ -132,7 +134,7 @@ LISTED = (
         "csrc/engine/stages.cpp",
         "^(adamw|sgd)",  # with states and without
         ("cpu",),
-        (FORMULAS,),
+        (FORMULAS, STREAMS, GRADIENT_STAGE),
         skip="__builtin_cpu|prefetch",
     ),
     Target("csrc/engine/survey_stages.cpp", "^perturb", ("cpu",), (FORMULAS, NORMS), skip="prefetch"),
@@ -155,7 +157,7 @@ LISTED = (
     Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),
     Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
     # The tests descend and perturb masters as well, which are no ops of their own.
-    Target("csrc/formula/perturb.h", "^(perturb|restore|normed_descent)", ("cpu",), (SAM,), quick=False),
+    Target("csrc/formula/perturb.h", "^(perturb|restore|normed_descent)", ("cpu",), (SAM, TRAJECTORIES), quick=False),
     Target("csrc/formula/survey.h", "^(perturb|weight_norm|path_normalize)", ("cpu",), (KEPT, NORMS)),
     Target("csrc/formula/power.h", "^(perturb|adam)", ("cpu",), (KEPT,)),
     *(
@@ -255,7 +257,7 @@ LISTED = (
         "pyext/schedules.py",
         "polar",
         ("reference", "cpu"),
-        (SCHEDULES,),
+        (SCHEDULES, "tests/reference/test_reach.py"),
         functions=("_step", "_stationary", "_image", "_reach", "intervals", "error", "slope", "largest_safe", "apply",
                    "_minimax", "_centred_step", "_best_step", "_taylor"),
     ),
@@ -279,7 +281,7 @@ EXEMPT = {
 # How files are judged that are named after no op: (op, tests).
 JUDGES = {
     "csrc/formula/lion.h": ("^(lion|sign)", ()),
-    "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES,)),
+    "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES, GRADIENT_STAGE)),
     "csrc/matrix/kernels.cpp": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", (SAM, CAPTURABLE)),
@@ -294,7 +296,7 @@ JUDGES = {
     "pyext/reference/normalize.py": ("^(path_normalize|weight_norm)", (DEFINITIONS, "tests/cpu/test_normalize.py")),
     "pyext/reference/roots.py": ("^inverse_root", (DEFINITIONS, "tests/reference/test_roots_reference.py")),
     "pyext/reference/rules.py": ("^(sgd|adam|adagrad|rmsprop|lion|sign)", (DEFINITIONS, RULES)),
-    "pyext/reference/sam.py": ("^(perturb|restore)", (DEFINITIONS, SAM, "tests/cpu/test_sam_trajectories.py")),
+    "pyext/reference/sam.py": ("^(perturb|restore)", (DEFINITIONS, SAM, TRAJECTORIES)),
     "pyext/reference/shampoo.py": ("^none", ("tests/cpu/test_shampoo.py",)),
     "pyext/reference/storage.py": ("^(adam|sgd|lion)", (STORAGE,)),
     "pyext/matrix/muon_rule.py": ("^none", ("tests/cpu/test_muon.py", "tests/cpu/test_muon_matrices.py")),

@@ -49,6 +49,7 @@ def test_ridge_conventions_and_indefinite_matrices():
     torch.testing.assert_close(inverse_root(a, 2, ridge=0.5).diagonal(), torch.tensor([6.0, 3.0], dtype=F64) ** -0.5)
     assert torch.equal(inverse_root(0 * a, 2, ridge=0.25), 2 * torch.eye(2, dtype=F64))
     assert inverse_root(-a, 2, ridge=0.5).isnan().any()
+    assert inverse_root(torch.diag(torch.tensor([1.0, 0.0], dtype=F64)), 2, ridge=0.0).isnan().all()
 
 
 @pytest.mark.parametrize("p", [2, 3, 4])
