@@ -87,9 +87,15 @@ class Server:
     def pytest_runtestloop(self, session) -> bool:
         from _pytest.runner import runtestprotocol
 
+        # Each module's fixtures live on, for what they have compiled, while tests of other modules run.
+        stacks: dict[object, dict] = {}
+
         def test(item) -> str:
-            session._setupstate.teardown_exact(item.parent)  # of a test before; modules' fixtures live on
+            stack = session._setupstate.stack
+            stack.clear()
+            stack.update(stacks.get(item.parent, {}))
             reports = runtestprotocol(item, nextitem=item.parent, log=False)
+            stacks[item.parent] = dict(stack)
             if os.environ.get("MUTANTS_DEBUG"):
                 print(*(r.longreprtext for r in reports if r.failed), file=sys.stderr)
             return item.nodeid if any(report.failed for report in reports) else ""
