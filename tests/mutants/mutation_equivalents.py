@@ -332,6 +332,22 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "the masked form of a full tile does the same": ("if rest > TILE:",),
     },
+    "kernels/symmetric.py": {
+        "what the compiler may assume, not what is computed; tests/aot looks at vector widths": (
+            "if UNIT <= 1:",
+            "if UNIT >= 1:",
+            "if UNIT > 2:",
+            "a, b = tl.multiple_of(a, 17), tl.multiple_of(b, 16)",
+            "a, b = tl.multiple_of(a, 16), tl.multiple_of(b, 17)",
+            "c, d = tl.multiple_of(c, 17), tl.multiple_of(d, 16)",
+            "c, d = tl.multiple_of(c, 16), tl.multiple_of(d, 17)",
+        ),
+    },
+    "kernels/tiles.py": {
+        "a row too large is put right": (
+            "row = ((tl.sqrt_rn(8.0 * t.to(tl.float32) + 3.0) - 1.0) * 0.5).to(tl.int64)",
+        ),
+    },
     "kernels/portable.py": {
         PAYLOAD: ("narrowed = tl.where(is_nan, (bits >> 16) | 0x41, rounded)",),
     },
@@ -387,7 +403,23 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "lanes = [word >> shift for word in words for shift in (0, 16)] if words else [None] * 5",
         ),
     },
+    "pyext/reference/storage.py": {
+        "a conversion to 32 bits takes any number modulo 2^32": (
+            "u = u & _MASK32 => pass",
+            "return torch.where(u > 0x7FFFFFFF, u + (1 << 32), u).to(torch.int32).view(torch.float32)",
+            "return torch.where(u > 0x7FFFFFFF, u - (1 >> 32), u).to(torch.int32).view(torch.float32)",
+            "return torch.where(u <= 0x7FFFFFFF, u - (1 << 32), u).to(torch.int32).view(torch.float32)",
+            "return torch.where(u >= 0x7FFFFFFF, u - (1 << 32), u).to(torch.int32).view(torch.float32)",
+            "return torch.where(u > 0x80000000, u - (1 << 32), u).to(torch.int32).view(torch.float32)",
+            "return torch.where(u > 0x7FFFFFFF, u - (2 << 32), u).to(torch.int32).view(torch.float32)",
+            "return torch.where(u > 0x7FFFFFFF, u - (1 << 33), u).to(torch.int32).view(torch.float32)",
+        ),
+    },
     "pyext/reference/sam.py": {
+        "signs are 1 or -1": (
+            "above = gradient([w + radius / s for w, s in zip(params, z)])",
+            "below = gradient([w - radius / s for w, s in zip(params, z)])",
+        ),
         "the norm of one zero is that of nothing": (
             "x = torch.cat([t.double().abs().flatten() for t in tensors] or [torch.zeros(1).double()])",
         ),

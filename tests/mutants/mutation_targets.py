@@ -98,7 +98,7 @@ NORMS, SAM, RULES, STORAGE, ROOTS = (
 )
 MATRIX_CORE = "tests/matrix/test_matrix_core.py"
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
-DEFINITIONS = "tests/reference/test_definitions.py"
+DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/test_corners.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
@@ -293,12 +293,15 @@ JUDGES = {
         "^none",
         (DEFINITIONS, "tests/cpu/test_dynamics.py", "tests/cpu/test_curvature.py"),
     ),
-    "pyext/reference/normalize.py": ("^(path_normalize|weight_norm)", (DEFINITIONS, "tests/cpu/test_normalize.py")),
+    "pyext/reference/normalize.py": (
+        "^(path_normalize|weight_norm)",
+        (DEFINITIONS, CORNERS, "tests/cpu/test_normalize.py"),
+    ),
     "pyext/reference/roots.py": ("^inverse_root", (DEFINITIONS, "tests/reference/test_roots_reference.py")),
     "pyext/reference/rules.py": ("^(sgd|adam|adagrad|rmsprop|lion|sign)", (DEFINITIONS, RULES)),
     "pyext/reference/sam.py": ("^(perturb|restore)", (DEFINITIONS, SAM, TRAJECTORIES)),
     "pyext/reference/shampoo.py": ("^none", ("tests/cpu/test_shampoo.py",)),
-    "pyext/reference/storage.py": ("^(adam|sgd|lion)", (STORAGE,)),
+    "pyext/reference/storage.py": ("^(adam|sgd|lion)", (CORNERS, STORAGE)),
     "pyext/matrix/muon_rule.py": ("^none", ("tests/cpu/test_muon.py", "tests/cpu/test_muon_matrices.py")),
     "pyext/matrix/native.py": ("^(polar|inverse_root)", ("tests/cpu/test_native.py",)),
     "pyext/matrix/root_plan.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
