@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
@@ -183,3 +184,12 @@ def test_cases_cover_every_norm_and_tuned_schedules():
     cases = registered_ops()["polar"].cases
     assert {case.norm for case in cases} >= {"auto", "schatten4", "schatten8"}
     assert any(case.schedule == "tuned" for case in cases)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_size_to_start_with_is_a_power_of_two_near_the_fourth_root(norm):
+    for rows in range(1, 5000, 7):
+        for unit in (2**-11, 2**-8):
+            size = initial_size(norm, rows, unit)
+            assert size == 1 if norm == "frobenius" else size == 2.0 ** int(math.log2(rows) / 4)
+        assert initial_size(norm, rows, 2**-24) == 1

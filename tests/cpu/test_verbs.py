@@ -71,6 +71,7 @@ def test_torch_verbs_take_batches_of_any_shape():
     x = torch.randn(2, 3, 2, 5, 7)
     flat = x.flatten(0, 2)
     assert torch.equal(TorchVerbs().gram(x).flatten(0, 2), TorchVerbs().gram(flat))
+    assert torch.equal(TorchVerbs().gram(x[0]).flatten(0, 1), TorchVerbs().gram(flat[:6]))
     assert torch.equal(TorchVerbs().gram(x[0, 0]), TorchVerbs().gram(flat[:2]))
 
 

@@ -227,6 +227,8 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "nobody reads it": ("result.reserved = 1;", "result.reserved = 0; => ;"),
     },
     "csrc/engine/cpu_survey.cpp": {
+        "set before they are read": ("int64_t first = 1, length = 0;", "int64_t first = 0, length = 1;"),
+        "blocks by themselves have the same sums": ("if (count != kTogether || n != length) flush();",),
         "an empty block or tile adds nothing": (
             "int64_t blocks_of(int64_t numel) { return (numel + kSurveyBlock + 1) / kSurveyBlock; }",
             "int64_t blocks_of(int64_t numel) { return (numel + kSurveyBlock) / kSurveyBlock; }",
@@ -240,7 +242,12 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if (next >= first && begin < end) visit(tensor_, begin, end);",
             "if (next >= last) return;  // the rest of this tensor belongs to the next share",
             "while (tensor_ <= num_tensors_ && start_ < last) {",
+            "while (tensor_ < num_tensors_ && start_ <= last) {",
         ),
+        "less than a multiple of 128 elements is none": (
+            "return std::clamp<int64_t>(at - start_ - kTensorCost, 1, numel_[tensor_]) / kCutMultiple * kCutMultiple;",
+        ),
+        "a tensor too far back is walked over again": ("while (start_ >= first) start_ -= cost_of(--tensor_);",),
         "cuts move by less than an element, and the last is where the tensors end": ("int64_t cost = 1;",),
     },
     "csrc/matrix/kernels.inc": {
@@ -403,7 +410,28 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "lanes = [word >> shift for word in words for shift in (0, 16)] if words else [None] * 5",
         ),
     },
+    "pyext/matrix/norm_bounds.py": {
+        "no type's unit roundoff is between": (
+            'return 2.0 ** ((rows.bit_length() - 1) // 4) if norm != "frobenius" and unit >= 2.0**-20 else 1.0',
+            'return 2.0 ** ((rows.bit_length() - 1) // 4) if norm != "frobenius" and unit > 2.0**-21 else 1.0',
+        ),
+    },
     "pyext/reference/storage.py": {
+        "the tail is taken only where w >= 5, and no word's w is 5": (
+            "root = w.clamp(min=1).double().sqrt().float()",
+            "p = torch.where(w <= 5, _polynomial(_CENTRE, w - 2.5), _polynomial(_TAIL, root - 3))",
+        ),
+        "the lowest bit is rounded away": ("rounded = from_bits((u + (random16 & 0xFFFF)) & 0xffff0001)",),
+        PAYLOAD: ("u = torch.where(x.isnan(), 0x7fc00001, bits(x))",),
+        "the residual's type takes the number modulo 2^width": (
+            "residual = kept + (high << width)",
+            "span = 1 << (32 + dropped)",
+            "span = 2 << (32 - dropped)",
+            "residual = (residual - span // 2) % span - span // 2",
+            "residual = (residual + span % 2) % span - span // 2",
+            "residual = (residual + span // 2) % span + span // 2",
+            "residual = (residual + span // 2) % span - span % 2",
+        ),
         "a conversion to 32 bits takes any number modulo 2^32": (
             "u = u & _MASK32 => pass",
             "return torch.where(u > 0x7FFFFFFF, u + (1 << 32), u).to(torch.int32).view(torch.float32)",

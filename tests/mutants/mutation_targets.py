@@ -102,6 +102,7 @@ DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/t
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
+PAGE_ENDS = "tests/cpu/test_page_ends.py"
 ENGINE = (ADAMW_STEP, STORAGE)
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
@@ -134,14 +135,14 @@ LISTED = (
         "csrc/engine/stages.cpp",
         "^(adamw|sgd)",  # with states and without
         ("cpu",),
-        (FORMULAS, STREAMS, GRADIENT_STAGE),
+        (FORMULAS, "tests/formula/test_streaming.py", GRADIENT_STAGE),
         skip="__builtin_cpu|prefetch",
     ),
     Target("csrc/engine/survey_stages.cpp", "^perturb", ("cpu",), (FORMULAS, NORMS), skip="prefetch"),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
-    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (STREAMS, *ENGINE), skip="constexpr"),
-    Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (NORMS, SAM), skip="prefetch"),
+    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (PAGE_ENDS, STREAMS, *ENGINE), skip="constexpr"),
+    Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (PAGE_ENDS, NORMS, SAM), skip="prefetch"),
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
@@ -149,7 +150,7 @@ LISTED = (
     Target("csrc/engine/cuda_step.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without=SLOW_HOST),
-    Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), (FORMULAS, *ENGINE)),
+    Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), (FORMULAS, PAGE_ENDS, *ENGINE)),
     *(
         Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE,), skip=NO_RESULT)
         for name in ("kernels.inc", "product.cpp", "product.h", "program.cpp")

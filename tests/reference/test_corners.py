@@ -28,6 +28,31 @@ def test_memory_index_of_sides_of_any_length():
             assert torch.equal(storage.memory_index(p), p), (shape, p.stride())
 
 
+def test_a_parameter_and_residual_of_zero_are_zero():
+    for dtype in (torch.int8, torch.int16):
+        high = torch.tensor([0.0, -0.0, 1.0], dtype=torch.bfloat16)
+        assert storage.join(high, torch.zeros(3, dtype=dtype)).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_exponents_of_blocks_at_their_borders():
+    """The largest magnitude has to fit with a code above it: 1.875 does, what comes after it goes to the next power."""
+    after = 1.875 + 2.0**-23
+    blocks = torch.zeros(6, storage.BLOCK)
+    blocks[:, 5] = torch.tensor([1.875, after, 0.0, 2.0**-140, 3.4028235e38, torch.inf])
+    index = torch.arange(blocks.numel()).view(blocks.shape)
+    for magnitude, least in ((True, 33), (False, 17)):
+        found = storage.block8_exponents(blocks, index, magnitude).tolist()
+        assert found == [127, 128, least, least, 254, 255]
+
+
+def test_codes_of_zeros_and_of_blocks_that_are_not_finite():
+    index, codes = torch.arange(3), torch.tensor([0, 0x80, 0x7F], dtype=torch.uint8)
+    for magnitude in (True, False):
+        assert storage.block8_decode(codes, torch.tensor([255], dtype=torch.uint8), index, magnitude).isnan().all()
+    found = storage.block8_decode(codes, torch.tensor([127], dtype=torch.uint8), index, False)
+    assert found.tolist() == [0.0, 0.0, 1.875] and torch.signbit(found).tolist() == [False, True, False]
+
+
 def test_path_normalisation_of_small_gradients():
     p = torch.tensor([3.0, -1.0])
     norm = normalize.path_normalize_([p], [torch.tensor([0.25, 0.0])])
