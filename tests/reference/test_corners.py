@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from steepest.reference import normalize, storage
@@ -51,6 +52,29 @@ def test_codes_of_zeros_and_of_blocks_that_are_not_finite():
         assert storage.block8_decode(codes, torch.tensor([255], dtype=torch.uint8), index, magnitude).isnan().all()
     found = storage.block8_decode(codes, torch.tensor([127], dtype=torch.uint8), index, False)
     assert found.tolist() == [0.0, 0.0, 1.875] and torch.signbit(found).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("magnitude", [True, False])
+def test_codes_of_the_smallest_numbers(magnitude):
+    """Below the smallest code's number a magnitude is never rounded to 0, a signed number with its probability."""
+    exponent = torch.tensor([127], dtype=torch.uint8)
+    smallest = storage.block8_decode(torch.tensor([1], dtype=torch.uint8), exponent, torch.tensor([0]), magnitude)
+    assert smallest.item() == 1.125 * 2.0 ** (-31 if magnitude else -15)
+
+    def codes(values, random):
+        index = torch.arange(len(values))
+        return storage.block8_encode(
+            torch.tensor(values), exponent, index, magnitude, torch.full_like(index, random)
+        ).tolist()
+
+    for random in (0, 0x7FFF, 0x8000, 0xFFFF):
+        some = 1 if magnitude or random < 0x8000 else 0
+        assert codes([0.0, smallest.item() / 2, smallest.item()], random) == [0, some, 1]
+        top = 0xFF if magnitude else 0x7F
+        assert codes([1.875, 3.0, torch.inf], random) == [top] * 3
+    if not magnitude:
+        assert codes([-1.875, -0.0, -1.0, 1.0], 0) == [0xFF, 0x80, 0xF8, 0x78]
+    assert codes([1.0625], 0x7FFE) == codes([1.0], 0) and codes([1.0625], 0x8000) == codes([1.125], 0)
 
 
 def test_path_normalisation_of_small_gradients():
