@@ -410,6 +410,13 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "lanes = [word >> shift for word in words for shift in (0, 16)] if words else [None] * 5",
         ),
     },
+    "pyext/matrix/muon_rule.py": {
+        "1 is kept either way": ('cautious = group["cautious"] and not (isinstance(keep, float) and keep == 3.0)',),
+        "nothing is left of zero when it decays": (
+            "kept = [torch.where(step / t > 0, keep, 1.0) for step, t in zip(steps, targets)]",
+            "kept = torch.where(change / wide > 0, keep_here, 1.0) if cautious else keep_here",
+        ),
+    },
     "pyext/matrix/norm_bounds.py": {
         "no type's unit roundoff is between": (
             'return 2.0 ** ((rows.bit_length() - 1) // 4) if norm != "frobenius" and unit >= 2.0**-20 else 1.0',
@@ -423,10 +430,14 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "the lowest bit is rounded away": ("rounded = from_bits((u + (random16 & 0xFFFF)) & 0xffff0001)",),
         PAYLOAD: ("u = torch.where(x.isnan(), 0x7fc00001, bits(x))",),
+        "the smallest code's own number has that code": ("code = torch.where(u <= smallest, low, code)",),
+        "bits of a float32 are 0 or at least 1, of which the smallest is far below any code": ("low = (u > 1).long()",),
         "the residual's type takes the number modulo 2^width": (
             "residual = kept + (high << width)",
             "span = 1 << (32 + dropped)",
             "span = 2 << (32 - dropped)",
+            "span = 1 << (33 - dropped)",
+            "span = 1 << (32)",
             "residual = (residual - span // 2) % span - span // 2",
             "residual = (residual + span % 2) % span - span // 2",
             "residual = (residual + span // 2) % span + span // 2",

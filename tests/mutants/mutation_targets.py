@@ -303,7 +303,10 @@ JUDGES = {
     "pyext/reference/sam.py": ("^(perturb|restore)", (DEFINITIONS, SAM, TRAJECTORIES)),
     "pyext/reference/shampoo.py": ("^none", ("tests/cpu/test_shampoo.py",)),
     "pyext/reference/storage.py": ("^(adam|sgd|lion)", (CORNERS, STORAGE)),
-    "pyext/matrix/muon_rule.py": ("^none", ("tests/cpu/test_muon.py", "tests/cpu/test_muon_matrices.py")),
+    "pyext/matrix/muon_rule.py": (
+        "^none",
+        ("tests/cpu/test_muon_rule.py", "tests/cpu/test_muon.py", "tests/cpu/test_muon_matrices.py"),
+    ),
     "pyext/matrix/native.py": ("^(polar|inverse_root)", ("tests/cpu/test_native.py",)),
     "pyext/matrix/root_plan.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
     "pyext/matrix/roots.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),

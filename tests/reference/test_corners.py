@@ -49,7 +49,9 @@ def test_exponents_of_blocks_at_their_borders():
 def test_codes_of_zeros_and_of_blocks_that_are_not_finite():
     index, codes = torch.arange(3), torch.tensor([0, 0x80, 0x7F], dtype=torch.uint8)
     for magnitude in (True, False):
-        assert storage.block8_decode(codes, torch.tensor([255], dtype=torch.uint8), index, magnitude).isnan().all()
+        bad = torch.tensor([255], dtype=torch.uint8)
+        assert storage.block8_decode(codes, bad, index, magnitude).isnan().all()
+        assert not storage.block8_encode(torch.ones(3), bad, index, magnitude, torch.zeros_like(index)).any()
     found = storage.block8_decode(codes, torch.tensor([127], dtype=torch.uint8), index, False)
     assert found.tolist() == [0.0, 0.0, 1.875] and torch.signbit(found).tolist() == [False, True, False]
 
@@ -74,6 +76,11 @@ def test_codes_of_the_smallest_numbers(magnitude):
         assert codes([1.875, 3.0, torch.inf], random) == [top] * 3
     if not magnitude:
         assert codes([-1.875, -0.0, -1.0, 1.0], 0) == [0xFF, 0x80, 0xF8, 0x78]
+    for random in (0, 0x1234, 0xFFFF):  # what carries is 2^20 - 8 at least, with sixteen times the random number
+        last = ((127 - (31 if magnitude else 15)) << 23) + (5 << 20) + ((0xFFFF7 - 16 * random) & 0xFFFFF)
+        number = storage.from_bits(torch.tensor([last, last + 1])).tolist()
+        below, above = codes(number, random)
+        assert above == below + 1
     assert codes([1.0625], 0x7FFE) == codes([1.0], 0) and codes([1.0625], 0x8000) == codes([1.125], 0)
 
 
