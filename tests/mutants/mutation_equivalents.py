@@ -148,6 +148,13 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/stages.cpp": {
+        "copied without streaming: speed alone": (
+            "for (; i < n && reinterpret_cast<uintptr_t>(to + i) / kLine != 0; ++i) to[i] = from[i];",
+            "for (; i < n && reinterpret_cast<uintptr_t>(to + i) % kLine != 1; ++i) to[i] = from[i];",
+            "for (; i < n && reinterpret_cast<uintptr_t>(to) % kLine != 0; ++i) to[i] = from[i];",
+            "for (; i + 16 < n; i += 16)",
+            "for (; i + 17 <= n; i += 16)",
+        ),
         "what is asked for in advance: speed alone": (
             "for (int64_t line = 0; line < static_cast<int64_t>(kChunk / sizeof(T)); line += 64)",
             "for (int64_t line = 0; line >= static_cast<int64_t>(kChunk * sizeof(T)); line += 64)",
@@ -155,10 +162,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "for (int64_t line = 1; line < static_cast<int64_t>(kChunk * sizeof(T)); line += 64)",
             "for (int64_t line = 0; line < static_cast<int64_t>(kChunk * sizeof(T)); line += 65)",
         ),
-        "known to the compiler, which then leaves an addition out": (
-            "s.shrink.l2 = 0.0f;  // known to the compiler => ;",
-            ";  // known to the compiler",
-        ),
+        "known to the compiler, which then leaves an addition out": (";  // known to the compiler",),
         "the rest goes element by element to the same bits": ("for (; i + kLanes < n; i += kLanes) {",),
         "what the compiler checks is no computation": (
             "static_assert(__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__, "

@@ -61,7 +61,8 @@ def mutants(file: str, text: str, functions: Sequence[str] | None, skip: str) ->
 def edits(line: str, code: str, file: str) -> Iterator[tuple[str, int, int, str]]:
     """(rule, begin, end, replacement) for one line; `code` is the line with all that is not code blanked."""
     for match in re.finditer(OPERAND + r" (\+|-|\*|//?|%|<<|>>|&|\|) (?=\S)", code):
-        yield "operator", *match.span(1), SWAPPED[match[1]]
+        swapped = SWAPPED[match[1]]
+        yield "operator", *match.span(1), swapped if file.endswith(".py") or swapped != "//" else "/"
     for match in re.finditer(OPERAND + r" ([-+*/])= ", code):
         yield "operator", *match.span(1), SWAPPED[match[1]]
     for match in re.finditer(OPERAND + r" (<=?|>=?|[=!]=) (?=\S)", code):

@@ -120,7 +120,6 @@ LISTED = (
         "csrc/formula/adam.h",
         "^adam",
         ("cpu",),
-        (GRADIENT_STAGE,),  # for scalars whose rounding an element shows where its second moment is 0 alone
         roundings=(
             ("(s.beta2_rest * g) * g", "s.beta2_rest * (g * g)"),
             ("sqrtf(second) + s.eps", "sqrtf(second + s.eps * s.eps)"),
