@@ -17,10 +17,10 @@ constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * t
 
 template <class T>
 struct Operand {
-  T *at = nullptr;
-  int64_t rows = 0, cols = 0;
-  ptrdiff_t ld = 0;
-  bool padded = false;  // rows up to a multiple of 8 and columns up to one of 16 may be read and written
+  T *at;  // nullptr: there is none
+  int64_t rows, cols;
+  ptrdiff_t ld;
+  bool padded;  // rows up to a multiple of 8 and columns up to one of 16 may be read and written
 };
 
 // d = alpha op(a) op(b) + beta c + gamma I; `symmetric` computes the lower triangle and mirrors it.

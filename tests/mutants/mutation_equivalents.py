@@ -296,11 +296,6 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "the rest goes to the same lanes": ("for (; i + kLanes < n; i += kLanes)",),
     },
     "csrc/matrix/product.h": {
-        "of an operand that is not there, nobody reads it": (
-            "int64_t rows = 1, cols = 0;",
-            "int64_t rows = 0, cols = 1;",
-            "ptrdiff_t ld = 1;",
-        ),
         "with d in its place: an element of c is read before that of d is written": (
             "alignas(64) T c[kStrip / kPanel];",
         ),
