@@ -78,8 +78,9 @@ def _native() -> dict[str, Any]:
     import torch  # noqa: F401  brings the OpenMP runtime that the library shares
 
     from steepest import _C
+    from steepest._native import reader
 
-    return json.loads(_C.build_info())
+    return {**json.loads(_C.build_info()), "reads_tensors": reader.way.name.lower()}
 
 
 def _cpu() -> dict[str, Any]:
