@@ -123,7 +123,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "csrc/formula/perturb.h": {
         NO_STATE: ("static constexpr uint32_t kMagnitudes = 1u;  // bit k: state k is never negative",),
-        "p = inf asks only for the sign of x, and whether it is 0": (
+        "p = inf asks only for the sign of x, and whether it is 0 (of finite weights)": (
             "s.base = sign ? 3.0f : s.eps;",
             "s.weigh = sign ? 0.5f : s.alpha;",
         ),
@@ -168,7 +168,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "static_assert(__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__, "
             '"the first of two neighbours is taken for the lower half");',
         ),
-        "a place that no state has": (
+        "a place that no state has; with three states one beyond, which is for a sanitizer": (
             "for (int i = 0; i <= kStates; ++i) k[i] = pairs(states[i]), rest[i] = states[i] + n / 2 * 2;",
         ),
         "a chunk of nothing": ("for (int64_t c = 0; c <= n; c += kChunk) {",),
@@ -251,7 +251,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "less than a multiple of 128 elements is none": (
             "return std::clamp<int64_t>(at - start_ - kTensorCost, 1, numel_[tensor_]) / kCutMultiple * kCutMultiple;",
         ),
-        "a tensor too far back is walked over again": ("while (start_ >= first) start_ -= cost_of(--tensor_);",),
+        "a tensor too far back is walked over again; reading before the first is for a sanitizer": (
+            "while (start_ >= first) start_ -= cost_of(--tensor_);",
+        ),
         "cuts move by less than an element, and the last is where the tensors end": ("int64_t cost = 1;",),
     },
     "csrc/matrix/kernels.inc": {
