@@ -297,7 +297,7 @@ JUDGES = {
         "^(path_normalize|weight_norm)",
         (DEFINITIONS, CORNERS, "tests/cpu/test_normalize.py"),
     ),
-    "pyext/reference/roots.py": ("^inverse_root", (DEFINITIONS, "tests/reference/test_roots_reference.py")),
+    "pyext/reference/roots.py": ("^inverse_root", (CORNERS, DEFINITIONS, "tests/reference/test_roots_reference.py")),
     "pyext/reference/rules.py": ("^(sgd|adam|adagrad|rmsprop|lion|sign)", (DEFINITIONS, RULES)),
     "pyext/reference/sam.py": ("^(perturb|restore)", (DEFINITIONS, SAM, TRAJECTORIES)),
     "pyext/reference/shampoo.py": ("^none", ("tests/cpu/test_shampoo.py",)),
@@ -306,7 +306,10 @@ JUDGES = {
         "^none",
         ("tests/cpu/test_muon_rule.py", "tests/cpu/test_muon.py", "tests/cpu/test_muon_matrices.py"),
     ),
-    "pyext/matrix/native.py": ("^(polar|inverse_root)", ("tests/cpu/test_native.py",)),
+    "pyext/matrix/native.py": (
+        "^(polar|inverse_root)",
+        ("tests/cpu/test_native.py", "tests/cpu/test_native_layouts.py"),
+    ),
     "pyext/matrix/root_plan.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
     "pyext/matrix/roots.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
 }

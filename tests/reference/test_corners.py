@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from steepest.reference import normalize, storage
+from steepest.reference import normalize, roots, storage
 
 
 def test_random_words_of_elements_beyond_32_bits():
@@ -89,3 +89,9 @@ def test_path_normalisation_of_small_gradients():
     norm = normalize.path_normalize_([p], [torch.tensor([0.25, 0.0])])
     assert norm == 0.25 and p.tolist() == [12.0, -4.0]
     assert normalize.path_normalize_([p], [torch.zeros(2)]) == 0 and p.tolist() == [12.0, -4.0]
+
+
+def test_coupled_newton_goes_on_while_the_error_stays():
+    """The identity is its own root: every error is 0, and none is larger than the one before."""
+    x, products = roots.coupled_newton(torch.eye(1, dtype=torch.float64), 1, ridge=0.0, tolerance=-1.0, iterations=3)
+    assert x.item() == 1.0 and products == 6

@@ -324,6 +324,8 @@ RULES: dict[str, tuple[list[RuleCase], str, str]] = {
             *shared_cases(("exp_avgs", "exp_avg_sqs"), lr=1e-3),
             own_case("amsgrad", ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"), lr=1e-2, weight_decay=0.1),
             own_case("beta1 0.3", ("exp_avgs", "exp_avg_sqs"), lr=1e-2, betas=(0.3, 0.95)),
+            # eps rounded, times the bias correction and rounded again, differs from the product rounded once.
+            own_case("large eps", ("exp_avgs", "exp_avg_sqs"), lr=0.3, eps=1.3),
             own_case("late, slow", ("exp_avgs", "exp_avg_sqs"), LATE, lr=3e-3, betas=(0.99999997, 0.99999995)),
         ],
         "15 per element",
