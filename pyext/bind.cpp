@@ -310,7 +310,8 @@ PYBIND11_MODULE(_C, m) {
       .value("DIRECT", TensorReader::Way::kDirect);
   py::class_<TensorReader>(m, "TensorReader")
       .def(py::init<>())
-      .def_property("way", &TensorReader::way, &TensorReader::use);
+      .def_property("way", &TensorReader::way, &TensorReader::use)
+      .def_property_readonly("reads_both", &TensorReader::reads_both);
   py::class_<OverlapGuard>(m, "OverlapGuard").def(py::init<>());
   m.def("build_info", [] { return std::string(steepest_build_info()); });
   py::enum_<Kind>(m, "Kind")
@@ -321,6 +322,13 @@ PYBIND11_MODULE(_C, m) {
       .value("EXPONENTS", Kind::kExponents);
   py::class_<StateRows>(m, "StateRows")
       .def(py::init<py::list, py::list, const std::vector<std::string> &, std::vector<Kind>>());
+  py::class_<Counters>(m, "Counters")
+      .def(py::init([](uintptr_t address, int64_t size) {
+             return Counters{reinterpret_cast<float *>(address), size};
+           }),
+           py::arg("address"), py::arg("size"))
+      .def("common", &Counters::common)
+      .def("advance", &Counters::advance);
   py::class_<Addresses>(m, "Addresses")
       .def(py::init([](std::vector<uintptr_t> list) { return Addresses{std::move(list)}; }))
       .def("take", &Addresses::take);

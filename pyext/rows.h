@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -40,6 +41,9 @@ struct Rows {
   // Takes one tensor; roles of a row in order, the parameter first.  nullptr, or the reason why not.  Of a DTensor it
   // takes the local shard; all roles of a row must be laid out alike over the device mesh.
   const char *add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
+  // Takes a parameter that is laid out as when it was last taken, and its gradient; false when these do not go with the
+  // first row's, or with each other.  Rows may be taken by several threads.
+  bool take_again(const View &param, const View &grad, int64_t row);
   // Memory that a tensor takes.
   int64_t bytes(int role, int64_t row) const;
   // The tensor added last.
@@ -54,6 +58,22 @@ struct Rows {
   PyObject *first_spec_ = nullptr;  // borrowed: how the parameter of the row is laid out over its mesh, if it is
   // Of each row the layouts that were found equal last, kept alive so that their addresses stay theirs.
   std::vector<std::pair<py::object, py::object>> same_;
+};
+
+// The step counters of many rows: float32 numbers that torch keeps.  numpy takes 5 us for each of these, and 40 to 80 when
+// a step's data have pushed its code out of the caches.
+struct Counters {
+  float *const first;
+  const int64_t size;
+  // What all of them say; nothing when they differ.
+  std::optional<int64_t> common() const {
+    for (int64_t i = 1; i < size; ++i)
+      if (first[i] != first[0]) return std::nullopt;
+    return static_cast<int64_t>(first[0]);
+  }
+  void advance() {
+    for (int64_t i = 0; i < size; ++i) first[i] += 1.0f;
+  }
 };
 
 // The rows of an optimizer: parameters, and the dictionaries that hold their states.  One walk per step reads each
@@ -76,6 +96,13 @@ class StateRows {
   // storage, autograd metadata and version counter); of a DTensor its shard's, and its own.
   struct Hint {
     const void *object, *shape, *parts[TensorReader::kParts];
+    // True when it was found there already; and so, most likely, were its parts.
+    bool found(const void *object_now, const void *shape_now) {
+      if (object == object_now && shape == shape_now) return true;
+      object = object_now;
+      shape = shape_now;
+      return false;
+    }
   };
   // Where a row's parameter was, and how laid out, when its states were last compared with it.
   struct Layout {
@@ -87,14 +114,15 @@ class StateRows {
     void take(const View &view);
   };
   void prefetch(int64_t row) const;
-  void prefetch_all() const;
+  Mismatch gather_usual(const TensorReader &reader);
+  bool gather_again(const TensorReader &reader, int64_t row);
   Mismatch gather_row(const TensorReader &reader, int64_t row);
   const char *add(const TensorReader &reader, PyObject *tensor, int role, int64_t row);
   Mismatch gather_states(const TensorReader &reader, int64_t row);
   Rows rows_;                // kept, so that its memory is allocated once
   std::vector<Hint> hints_;  // [2 * row + role]
   std::vector<Layout> layout_;
-  std::vector<uint8_t> open_;
+  std::vector<uint8_t> open_, gathered_;
   std::vector<const void *> step_address_;
   // columns_[k][row] is what entries_[row][names_[k]] must still be; the first name is "step".
   py::list params_, entries_;

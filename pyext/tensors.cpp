@@ -67,6 +67,34 @@ void TensorReader::find_direct() {
   }
   describe_ = describe;
   bump_version_ = bump;
+  find_grad();
+#endif
+}
+
+// The same for the gradient, and for where a tensor's head says which Python object it has: a gradient that nobody has
+// looked at has none.
+void TensorReader::find_grad() {
+#ifdef __linux__
+  void *const core = dlopen("libc10.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (core == nullptr) return;
+  const auto grad_of = reinterpret_cast<decltype(grad_of_)>(dlsym(core, "_ZNK3c1010TensorImpl4gradEv"));
+  dlclose(core);
+  if (grad_of == nullptr) return;
+  const py::object none = parameter_type_(torch_.attr("ones")(3)), probe = parameter_type_(torch_.attr("ones")(3));
+  const auto head_of_grad = [&](const py::object &x) {
+    return *static_cast<const void *const *const *>(grad_of(head_of(x.ptr())));
+  };
+  no_head_ = head_of_grad(none);
+  if (no_head_ == nullptr || head_of_grad(probe) != no_head_) return;
+  probe.attr("sum")().attr("backward")();
+  const void *const *const head = head_of_grad(probe);
+  if (head == no_head_ || head_of_grad(none) != no_head_) return;
+  for (object_at_ = 6; object_at_ < 10; ++object_at_) {
+    if (object_of(head) != nullptr || object_of(head_of(probe.ptr())) != probe.ptr()) continue;
+    const py::object grad = probe.attr("grad");
+    if (head_of(grad.ptr()) == head && object_of(head) == grad.ptr()) grad_of_ = grad_of;
+    return;
+  }
 #endif
 }
 
@@ -75,11 +103,29 @@ void TensorReader::use(Way way) {
   way_ = way;
 }
 
-bool TensorReader::read_direct(PyObject *object, View &view) const {
+bool TensorReader::describe(const void *tensor, View &view) const {
   try {
-    describe_(tensor_of(object), &view);
+    describe_(tensor, &view);
     return true;
   } catch (...) {  // a dtype that DLPack does not know, no storage ...
+    return false;
+  }
+}
+
+bool TensorReader::read_both(PyObject *param, View &view, View &grad, const void *const *&grad_head) const {
+  if (!plain(param)) return false;
+  const void *const tensor = grad_of_(head_of(param));
+  grad_head = *static_cast<const void *const *const *>(tensor);
+  if (grad_head == no_head_ || !describe(tensor_of(param), view) || !describe(tensor, grad)) return false;
+  PyObject *const object = object_of(grad_head);
+  return object == nullptr || plain(object);
+}
+
+bool TensorReader::bump_version(PyObject *param) const {
+  try {
+    bump_version_(tensor_of(param));
+    return true;
+  } catch (...) {  // a tensor of inference mode, on a thread that is not in it
     return false;
   }
 }

@@ -65,7 +65,7 @@ class TensorReader {
   // is wrong.  Of a DTensor the local shard is read.  No Python exception is left set.
   bool read(PyObject *object, View &view) const {
     if (!plain(object) && ((object = slot(object, kLocal)) == nullptr || !plain(object))) return false;
-    if (way_ == Way::kDirect) return read_direct(object, view);
+    if (way_ == Way::kDirect) return describe(tensor_of(object), view);
     if (way_ == Way::kPython) return read_slow(object, view);
     if (api_->dltensor_from_py_object(object, &view) == 0) return true;
     PyErr_Clear();
@@ -73,6 +73,12 @@ class TensorReader {
   }
   // Notes that tensors begin <= i < end of the list were written, so that autograd notices when it has saved one.
   void bump_versions(PyObject *list, Py_ssize_t begin, Py_ssize_t end) const;
+  // A parameter and its gradient, where `way` is direct, without touching anything of Python's: several threads may do
+  // it while one has the GIL.  False for all that is not usual: no gradient, another kind of tensor.
+  bool read_both(PyObject *param, View &view, View &grad, const void *const *&grad_head) const;
+  // Notes that it was written, likewise; false when it cannot be noted.
+  bool bump_version(PyObject *param) const;
+  bool reads_both() const { return way_ == Way::kDirect && grad_of_ != nullptr; }
   // The gradient, a new reference; Py_None when there is none, nullptr with a Python exception set.
   PyObject *grad(PyObject *object) const {
     return plain(object) || sharded(object) ? get_grad_(grad_.ptr(), object, nullptr)
@@ -93,7 +99,9 @@ class TensorReader {
       out[6] = reinterpret_cast<const char *>(object) + offset_[kLocal];
       out[7] = object = slot(object, kLocal);
     }
-    const void *const *head = head_of(object);
+    parts_of(head_of(object), out);
+  }
+  static void parts_of(const void *const *head, const void *(&out)[kParts]) {
     out[0] = head[2];
     out[1] = head[3];
     out[2] = head[5];
@@ -127,16 +135,23 @@ class TensorReader {
   }
   // Finds the offsets when the first DTensor is met; false when it has no such slots (another version of torch).
   bool adopt(const PyTypeObject *type) const;
-  bool read_direct(PyObject *object, View &view) const;
+  bool describe(const void *tensor, View &view) const;
   bool read_slow(py::handle object, View &view) const;
   void find_api();
   void find_direct();
+  void find_grad();
   // What torch's Python object holds is an at::Tensor, which its C++ functions take by reference.
   static const void *tensor_of(PyObject *object) { return reinterpret_cast<const void *const *>(object) + 2; }
   Way way_ = Way::kPython, fastest_ = Way::kPython;
   const DLPackExchangeAPI *api_ = nullptr;
   void (*describe_)(const void *tensor, DLTensor *out) = nullptr;  // at::toDLPackNonOwning
   void (*bump_version_)(const void *tensor) = nullptr;             // torch::autograd::impl::bump_version
+  const void *(*grad_of_)(const void *head) = nullptr;             // c10::TensorImpl::grad, by reference
+  const void *const *no_head_ = nullptr;                           // of the tensor that stands for no gradient
+  int object_at_ = 0;                                              // where a head has its Python object
+  PyObject *object_of(const void *const *head) const {             // the lowest bit says who owns whom
+    return reinterpret_cast<PyObject *>(reinterpret_cast<uintptr_t>(head[object_at_]) & ~uintptr_t{1});
+  }
   py::object torch_, tensor_type_, parameter_type_, increment_version_;
   // Tensor.grad's descriptor, called without looking "grad" up again for each tensor.
   py::object grad_;

@@ -25,7 +25,7 @@ def way(request):
 
 
 def test_this_torch_is_read_in_the_fastest_way():
-    assert fastest == lib.Way.DIRECT
+    assert fastest == lib.Way.DIRECT and reader.reads_both
 
 
 def test_however_tensors_are_read_the_result_is_the_same(way):
@@ -76,3 +76,67 @@ def test_what_cannot_be_read_is_turned_down(way):
     for strange in (complex_, sparse, 5, torch.zeros(3, device="meta")):
         found = lib.survey(reader, [strange], 2.0, 1.0, 1)
         assert found[0] in ("type", "dtype", "device")
+
+
+class Special(torch.Tensor):
+    pass
+
+
+def test_odd_rows_among_many(way):
+    """Rows are found by all threads; what becomes of some between steps is seen whichever thread has them."""
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(3 + i % 5, 2, generator=generator) for i in range(600)]
+    params = [torch.nn.Parameter(v.clone()) for v in values]
+    twins = [torch.nn.Parameter(v.double()) for v in values]
+    optimizer, expected = steepest.optim.SGD(params, lr=0.1), torch.optim.SGD(twins, lr=0.1)
+
+    def new_memory(i):
+        params[i].data = params[i].data.clone()
+
+    def other_layout(i):
+        params[i].data = params[i].data.t().contiguous().t()
+
+    def gradient_of_another_layout(i):
+        params[i].grad = params[i].grad.t().contiguous().t()
+
+    def no_gradient(i):
+        params[i].grad = twins[i].grad = None
+
+    nothing = lambda i: None  # noqa: E731
+    changes = (
+        nothing, nothing, new_memory, other_layout, gradient_of_another_layout, no_gradient, nothing,
+        nothing,
+    )  # fmt: skip
+    for change in changes:
+        for p, twin in zip(params, twins):
+            p.grad = torch.randn(p.shape, generator=generator)
+            twin.grad = p.grad.double()
+        for i in (0, 1, 77, 299, 300, 599):
+            change(i)
+        versions = [p._version for p in params]
+        stepped = [p.grad is not None for p in params]
+        optimizer.step(), expected.step()
+        assert [p._version - before for p, before in zip(params, versions)] == [int(s) for s in stepped]
+        for p, twin in zip(params, twins):
+            # One rounding of the product and one of the sum, in each of at most nine steps; |p| < 8.
+            assert (p.double() - twin).abs().max() < 9 * 2 * 8 * 2.0**-24
+
+
+@pytest.mark.parametrize("kind", ["shared memory", "subclass", "sparse"])
+@pytest.mark.parametrize("row", [0, 5, 599])
+def test_an_impossible_row_among_many_changes_nothing(way, row, kind):
+    params = [torch.nn.Parameter(torch.ones(4, 2)) for _ in range(600)]
+    optimizer = steepest.optim.SGD(params, lr=0.1)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones(4, 2)
+        optimizer.step()
+    p, before = params[row], [p.detach().clone() for p in params]
+    if kind == "shared memory":
+        p.data = params[(row + 1) % 600].data
+    else:
+        p.grad = None
+        p.grad = torch.ones(4, 2).as_subclass(Special) if kind == "subclass" else torch.ones(4, 2).to_sparse()
+    with pytest.raises((TypeError, ValueError), match="memory|Special|dense"):
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(params, before))
