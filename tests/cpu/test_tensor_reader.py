@@ -137,6 +137,6 @@ def test_an_impossible_row_among_many_changes_nothing(way, row, kind):
     else:
         p.grad = None
         p.grad = torch.ones(4, 2).as_subclass(Special) if kind == "subclass" else torch.ones(4, 2).to_sparse()
-    with pytest.raises((TypeError, ValueError), match="memory|Special|dense"):
+    with pytest.raises((TypeError, ValueError), match=r"memory|Special|dense"):
         optimizer.step()
     assert all(torch.equal(p, old) for p, old in zip(params, before))

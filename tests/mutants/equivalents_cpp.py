@@ -238,6 +238,14 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "how many threads: speed alone": ("const int threads = thread_count(exec, blocks / kSurveyBlock);",),
     },
+    "csrc/engine/survey_stages.cpp": {
+        "adds zeros, and a zero is never the largest": (
+            "for (; i + kSurveyLanes < n; i += kSurveyLanes) {",
+            "if (i <= n) {",
+            "for (int64_t i = 0; i <= n; i += kSurveyLanes) {",
+        ),
+        "of two equal numbers either": ("const int64_t m = n - i <= kSurveyLanes ? n - i : kSurveyLanes;",),
+    },
     "csrc/engine/plan.h": {
         CUT_AT_A_TENSORS_END: (
             "if (next >= first && begin < end) visit(tensor_, begin, end);",

@@ -102,7 +102,7 @@ DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/t
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
-PAGE_ENDS = "tests/cpu/test_page_ends.py"
+PAGE_ENDS, SURVEYS = "tests/cpu/test_page_ends.py", "tests/cpu/test_surveys.py"
 ENGINE = (ADAMW_STEP, STORAGE)
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
@@ -137,11 +137,11 @@ LISTED = (
         (FORMULAS, "tests/formula/test_streaming.py", GRADIENT_STAGE),
         skip="__builtin_cpu|prefetch",
     ),
-    Target("csrc/engine/survey_stages.cpp", "^perturb", ("cpu",), (FORMULAS, NORMS), skip="prefetch"),
+    Target("csrc/engine/survey_stages.cpp", "^perturb", ("cpu",), (SURVEYS, FORMULAS, NORMS), skip="prefetch"),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
     Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (PAGE_ENDS, STREAMS, *ENGINE), skip="constexpr"),
-    Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (PAGE_ENDS, NORMS, SAM), skip="prefetch"),
+    Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (PAGE_ENDS, SURVEYS, NORMS, SAM), skip="prefetch"),
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
