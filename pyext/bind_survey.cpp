@@ -47,12 +47,12 @@ py::tuple survey_role(const Rows &rows, int role, double q, double scale, int nu
     traffic.bytes += bytes;
   }
   if (const steepest_status status = steepest_survey_workspace_size(&exec, &args, &bytes)) raise(status);
-  std::vector<char> workspace(bytes);
+  const std::unique_ptr<char[]> workspace(new char[bytes]);
   steepest_survey_result result;
   steepest_status status;
   {
     py::gil_scoped_release release;
-    status = steepest_survey(&exec, &args, workspace.data(), bytes, &result);
+    status = steepest_survey(&exec, &args, workspace.get(), bytes, &result);
   }
   if (status) raise(status);
   return py::make_tuple(result.power_sum, result.largest, result.nonfinite != 0);

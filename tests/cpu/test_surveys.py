@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,10 @@ import torch
 from steepest._native import lib, reader
 
 LANES, BLOCK, SUMS = 16, 8192, 256
-SIZES = ([1], [15], [16, 17], [31, 0, 5], [BLOCK], [BLOCK + 1, 3], [3 * BLOCK - 7], [20, BLOCK + 19, 33], [16] * 300)
+SIZES = (
+    [1], [15], [16, 17], [31, 0, 5], [BLOCK], [BLOCK + 1, 3], [3 * BLOCK - 7], [20, BLOCK + 19, 33], [16] * 300,
+    [5] * 9, [17] * 9,
+)  # fmt: skip
 
 
 def block_sum(terms: np.ndarray) -> float:
@@ -39,8 +44,14 @@ def joint_sum(lists: list[np.ndarray]) -> float:
 
 
 def draw(sizes: list[int], seed: int) -> list[torch.Tensor]:
+    """Values of several magnitudes, in one memory with NaN between the tensors."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, generator=generator) * 10 ** (4 * torch.rand(n, generator=generator)) for n in sizes]
+    memory, out, at = torch.full((sum(sizes) + 32 * len(sizes) + 32,), math.nan), [], 32
+    for n in sizes:
+        out.append(memory[at : at + n])
+        out[-1].copy_(torch.randn(n, generator=generator) * 10 ** (4 * torch.rand(n, generator=generator)))
+        at += n + 32
+    return out
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -73,3 +84,8 @@ def test_powers_relative_to_a_scale(q, beyond):
     terms = ratios**q
     of_powers = 2.0**-48 * (terms * (1 + q * np.abs(np.log2(ratios)))).sum()
     assert abs(found[0] - terms.sum()) <= of_powers + len(terms) * 2.0**-52 * terms.sum()
+
+
+def test_zeros_have_no_largest():
+    for _ in range(2):
+        assert lib.survey(reader, [torch.zeros(16)] * 9, 2.0, 1.0, 1) == (0.0, 0.0, False)
