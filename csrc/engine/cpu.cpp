@@ -174,7 +174,7 @@ void step_range(const StepCall &call, GradientStage stage, bool streams, int64_t
     }
     const float *before = from;
     if (shrinks && from == p) std::copy_n(from, n, buffers.before), before = buffers.before;
-    rule_tile<Rule>(from, p, g, states, n, scalars, factor);
+    rule_tile<Rule>(from, p, g, states, n, scalars, factor, end - begin < kFarElements ? kNear : kFar);
     if (shrinks) shrink_tile(p, before, n, scalars.shrink);
     if (a.averages)
       average_tile(static_cast<float *>(a.averages[row]) + at, p, n, extras.average_weight, extras.average_weight_rest);

@@ -23,11 +23,17 @@ void store(int32_t dtype, const float *from, void *to, int64_t n);
 // g <- the prepared gradient; out of place, because gradients are never written.
 void prepare_gradient(const float *g, float *out, int64_t n, const GradientStage &stage);
 
+// How many bytes before it is read memory is asked for.  Rules read three to five streams at once, and what processors
+// fetch by themselves comes too late, and stops where a page ends.  (Two cores of a Xeon, 32M float32: AdamW 20.4 ms
+// without, 18.3 near; SGD with momentum, Lion, Adagrad and RMSprop take 2 to 3 % less far than near.)  In a row of a few
+// pages far would ask for what belongs to somebody else: 10,000 x 256 would take 14 % longer.
+constexpr int64_t kNear = 512, kFar = 4096, kFarElements = 2048;
+
 // p <- `from` (which may be p) after decay and rule, float32 tiles; `states` are Rule::kStates tiles.  The gradient is
 // g * factor; a factor of 1 leaves Restore's bits alone.
 template <class Rule>
 void rule_tile(const float *from, float *p, const float *g, float *const *states, int64_t n,
-               const typename Rule::Scalars &s, float factor);
+               const typename Rule::Scalars &s, float factor, int64_t ahead = kNear);
 
 // The same with all roles in 16 bits, converted in registers: AdamW is compute-bound then.  (One thread of a Zen 4, in
 // cache: 0.48 ns per bfloat16 element, 0.50 per float16 element; by way of float32 tiles 0.7 to 1.0.)
