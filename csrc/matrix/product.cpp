@@ -7,22 +7,15 @@
 namespace steepest::matrix {
 namespace {
 
-// An operand is used where it lies, if its rows can be read in whole tiles and the part that a run reads is small enough
-// for the first-level TLB and the L2 cache.
-constexpr int64_t kDirectBytes = 288 << 10;
-
 // op(a)^T or op(b): row k holds term k.
 template <class T>
 struct Terms {
   const Operand<T> &x;
   bool rows_are_terms;  // else its columns are
-  bool direct;
+  bool direct;          // used where they lie
 
   Terms(const Operand<T> &operand, bool by_rows)
-      : x(operand),
-        rows_are_terms(by_rows),
-        direct(by_rows && operand.padded &&
-               operand.rows * operand.ld * static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}
+      : x(operand), rows_are_terms(by_rows), direct(by_rows && operand.panel != 0) {}
 
   // Terms [k, k + count) of `width` elements from `first` on: rows of kPanel, zeros up to a multiple of 16.
   void pack(int64_t k, int64_t count, int64_t first, int64_t width, T *to) const {
@@ -34,7 +27,7 @@ struct Terms {
         std::fill(std::copy_n(from, width, to), to + whole, T(0));
       return;
     }
-    kernels<T>().transpose(x.at + first * x.ld + k, x.ld, to, kPanel, width, count);
+    transpose_part(x, first, k, width, count, Operand<T>{to, count, kPanel, kPanel, 0}, 0, 0);
     if (whole > width)
       for (int64_t i = 0; i < count; ++i) std::fill(to + i * kPanel + width, to + i * kPanel + whole, T(0));
   }
@@ -69,12 +62,12 @@ Rectangle rectangle(const Product<T> &p, int64_t task) {
 // One tile of d at (i, j), straight into d where whole tiles may be written, by way of a buffer at an edge.
 template <class T>
 void put_tile(const Product<T> &p, const Kernels<T> &loops, Buffers<T> &buffers, int64_t i, int64_t j, int64_t width,
-              const T *a, ptrdiff_t lda, const T *b, ptrdiff_t ldb, int64_t count, bool first_run) {
+              const T *a, const T *b, int64_t count, bool first_run) {
   const Operand<T> &c = first_run ? p.c : p.d;
   const T beta = first_run ? p.beta : T(1);
-  const auto whole = [&](const Operand<T> &x) { return x.padded || (i + kStrip <= x.rows && j + width <= x.cols); };
+  const auto whole = [&](const Operand<T> &x) { return x.panel || (i + kStrip <= x.rows && j + width <= x.cols); };
   const int64_t height = std::min(kStrip, p.d.rows - i), valid = std::min(width, p.d.cols - j);
-  const T *from = c.at ? c.at + i * c.ld + j : nullptr;
+  const T *from = c.at ? c.place(i, j) : nullptr;
   ptrdiff_t ldc = c.ld;
   if (from && !whole(c)) {
     for (int64_t r = 0; r < height; ++r) {
@@ -83,23 +76,27 @@ void put_tile(const Product<T> &p, const Kernels<T> &loops, Buffers<T> &buffers,
     }
     from = buffers.c, ldc = kPanel;
   }
-  T *const to = p.d.at + i * p.d.ld + j;
-  if (whole(p.d)) return loops.tile(a, lda, b, ldb, count, width, p.alpha, beta, from, ldc, to, p.d.ld);
-  loops.tile(a, lda, b, ldb, count, width, p.alpha, beta, from, ldc, buffers.d, kPanel);
+  T *const to = p.d.place(i, j);
+  if (whole(p.d)) return loops.tile(a, kPanel, b, kPanel, count, width, p.alpha, beta, from, ldc, to, p.d.ld);
+  loops.tile(a, kPanel, b, kPanel, count, width, p.alpha, beta, from, ldc, buffers.d, kPanel);
   for (int64_t r = 0; r < height; ++r) std::copy_n(buffers.d + r * kPanel, valid, to + r * p.d.ld);
 }
 
 template <class T>
 void add_diagonal(const Product<T> &p, const Rectangle &r) {
-  for (int64_t i = std::max(r.top, r.left); i < std::min(r.bottom, r.right); ++i) p.d.at[i * p.d.ld + i] += p.gamma;
+  for (int64_t i = std::max(r.top, r.left); i < std::min(r.bottom, r.right); ++i) *p.d.place(i, i) += p.gamma;
 }
 
 // What lies above the diagonal, from what lies below.
 template <class T>
 void mirror(const Operand<T> &d, const Rectangle &r) {
-  if (r.top == r.left) return kernels<T>().mirror(d.at + r.top * d.ld + r.top, d.ld, r.bottom - r.top);
-  kernels<T>().transpose(d.at + r.top * d.ld + r.left, d.ld, d.at + r.left * d.ld + r.top, d.ld, r.bottom - r.top,
-                         r.right - r.left);
+  if (r.top != r.left)
+    return transpose_part(d, r.top, r.left, r.bottom - r.top, r.right - r.left, d, r.left, r.top);
+  for (int64_t i = r.top; i < r.bottom; i += kPanel) {
+    const int64_t end = std::min(i + kPanel, r.bottom);
+    kernels<T>().mirror(d.place(i, i), d.ld, end - i);
+    if (end < r.bottom) transpose_part(d, end, i, r.bottom - end, end - i, d, i, end);
+  }
 }
 
 }  // namespace
@@ -129,14 +126,13 @@ int64_t run_product_task(const Product<T> &p, int64_t task, Buffers<T> &buffers)
       if (!a.direct && !shared) a.pack(k, count, panel, panel_end - panel, buffers.a);
       // A panel of b stays in the first caches while the strips of a pass by.
       for (int64_t j = r.left; j < r.right; j += kPanel) {
-        const T *const from_b = b.direct ? p.b.at + k * p.b.ld + j : buffers.b + (j - r.left) * kRun<T>;
+        const T *const from_b = b.direct ? p.b.place(k, j) : buffers.b + (j - r.left) * kRun<T>;
         for (int64_t i = panel; i < panel_end; i += kStrip) {
           const int64_t right = round_up(p.symmetric ? std::min(r.right, i + kStrip) : r.right, kGranule);
           if (j >= right) continue;
           const int64_t width = std::min(kPanel, right - j);
-          const T *const from_a = a.direct ? p.a.at + k * p.a.ld + i : packed + (i - panel);
-          put_tile(p, loops, buffers, i, j, width, from_a, a.direct ? p.a.ld : kPanel, from_b,
-                   b.direct ? p.b.ld : kPanel, count, k == 0);
+          const T *const from_a = a.direct ? p.a.place(k, i) : packed + (i - panel);
+          put_tile(p, loops, buffers, i, j, width, from_a, from_b, count, k == 0);
           flops += 2 * kStrip * width * count;
         }
       }

@@ -23,14 +23,11 @@ constexpr int64_t kElementsPerTask = 1 << 14;  // of elementwise operations
 
 int64_t element_size(const steepest_matrix_operand &x) { return x.dtype == STEEPEST_MATRIX_FLOAT64 ? 8 : 4; }
 
-// Of scratch: whole tiles, and an odd number of 16s, so that rows do not meet in the same sets of the L1 cache.
-int64_t scratch_ld(const steepest_matrix_operand &x) {
-  const int64_t granules = std::max<int64_t>(1, round_up(x.cols, kGranule) / kGranule);
-  return (granules | 1) * kGranule;
-}
+// Elements from one panel of scratch to the next.
+int64_t scratch_panel(const steepest_matrix_operand &x) { return round_up(std::max<int64_t>(1, x.rows), kStrip) * kPanel; }
 
 int64_t scratch_bytes(const steepest_matrix_operand &x) {
-  return x.data ? 0 : round_up(round_up(x.rows, kStrip) * scratch_ld(x) * element_size(x), kAlign);
+  return x.data ? 0 : scratch_panel(x) * round_up(x.cols, kPanel) / kPanel * element_size(x);
 }
 
 bool is_product(const steepest_matrix_op &op) {
@@ -127,9 +124,9 @@ class Chain {
   int64_t side(const steepest_matrix_op &op) const {
     if (sharers_ == 1) return kMostSide;
     const steepest_matrix_operand &d = p_.operands[op.d];
-    for (const int64_t side : {kMostSide, int64_t{256}, int64_t{192}, int64_t{144}, int64_t{96}})
+    for (const int64_t side : {kMostSide, int64_t{288}, int64_t{192}, int64_t{144}, int64_t{96}})
       if (product_tasks(d.rows, d.cols, op.kind == STEEPEST_MATRIX_SYMMETRIC, side) >= 5 * sharers_) return side;
-    return 64;
+    return kPanel;
   }
 
   static int64_t rows_per_task(const steepest_matrix_operand &x) {
@@ -140,8 +137,9 @@ class Chain {
   Operand<T> operand(int32_t number) const {
     if (number < 0) return {};
     const steepest_matrix_operand &x = p_.operands[number];
-    if (!x.data) return {reinterpret_cast<T *>(scratch_ + offsets_[number]), x.rows, x.cols, scratch_ld(x), true};
-    return {static_cast<T *>(x.data) + matrix_ * x.stride, x.rows, x.cols, x.ld, false};
+    if (!x.data)
+      return {reinterpret_cast<T *>(scratch_ + offsets_[number]), x.rows, x.cols, kPanel, scratch_panel(x)};
+    return {static_cast<T *>(x.data) + matrix_ * x.stride, x.rows, x.cols, x.ld, 0};
   }
 
   template <class T>
@@ -174,28 +172,42 @@ class Chain {
     return 0;
   }
 
+  // what(i, j, n) for all rows in [begin, end), n elements from column j on, that lie one after another in all operands.
+  template <class What, class... Operands>
+  static void each_part(int64_t begin, int64_t end, int64_t cols, const What &what, const Operands &...x) {
+    for (int64_t j = 0, n; j < cols; j += n) {
+      n = std::min({cols - j, x.together(j)...});
+      for (int64_t i = begin; i < end; ++i) what(i, j, n);
+    }
+  }
+
   template <class T>
   void combine(const steepest_matrix_op &op, int64_t begin, int64_t end) const {
     const Operand<T> d = operand<T>(op.d), c = operand<T>(op.c);
-    const bool converts = p_.operands[op.a].dtype != p_.operands[op.d].dtype;
-    for (int64_t i = begin; i < end; ++i) {
-      T *const to = d.at + i * d.ld;
-      if (converts) {
-        const Operand<OtherType<T>> a = operand<OtherType<T>>(op.a);
-        kernels<T>().convert(a.at + i * a.ld, to, d.cols, op.alpha);
-      } else {
-        const Operand<T> a = operand<T>(op.a);
-        kernels<T>().combine(a.at + i * a.ld, c.at ? c.at + i * c.ld : nullptr, to, d.cols, static_cast<T>(op.alpha),
+    if (p_.operands[op.a].dtype != p_.operands[op.d].dtype) {
+      const Operand<OtherType<T>> a = operand<OtherType<T>>(op.a);
+      const auto part = [&](int64_t i, int64_t j, int64_t n) {
+        kernels<T>().convert(a.place(i, j), d.place(i, j), n, op.alpha);
+      };
+      each_part(begin, end, d.cols, part, a, d);
+    } else {
+      const Operand<T> a = operand<T>(op.a);
+      const auto part = [&](int64_t i, int64_t j, int64_t n) {
+        kernels<T>().combine(a.place(i, j), c.at ? c.place(i, j) : nullptr, d.place(i, j), n, static_cast<T>(op.alpha),
                              static_cast<T>(op.beta));
-      }
-      if (op.gamma != 0 && i < d.cols) to[i] += static_cast<T>(op.gamma);
+      };
+      each_part(begin, end, d.cols, part, a, c.at ? c : d, d);
     }
+    if (op.gamma != 0)
+      for (int64_t i = begin; i < std::min(end, d.cols); ++i) *d.place(i, i) += static_cast<T>(op.gamma);
   }
 
   // The squares of float32 numbers, subnormal ones too, are within the range of double.
   template <class T>
   void sum_rows(const Operand<T> &a, int64_t begin, int64_t end) const {
-    for (int64_t i = begin; i < end; ++i) sums_[i] = kernels<T>().sum_squares(a.at + i * a.ld, a.cols);
+    std::fill(sums_ + begin, sums_ + end, 0.0);
+    const auto part = [&](int64_t i, int64_t j, int64_t n) { sums_[i] += kernels<T>().sum_squares(a.place(i, j), n); };
+    each_part(begin, end, a.cols, part, a);
   }
 
   double total_of(int64_t rows) const {
@@ -216,7 +228,23 @@ class Chain {
   void divide(const steepest_matrix_op &op, int64_t begin, int64_t end) const {
     const Operand<T> d = operand<T>(op.d), a = operand<T>(op.a);
     const double by = *operand<double>(op.b).at, factor = op.alpha / std::pow(by == 0 ? 1.0 : by, op.gamma);
-    for (int64_t i = begin; i < end; ++i) kernels<T>().scale(a.at + i * a.ld, d.at + i * d.ld, d.cols, factor);
+    scale<T>(a, d, begin, end, factor);
+  }
+
+  template <class T>
+  void scale(const Operand<T> &a, const Operand<T> &d, int64_t begin, int64_t end, double factor) const {
+    const auto part = [&](int64_t i, int64_t j, int64_t n) {
+      kernels<T>().scale(a.place(i, j), d.place(i, j), n, factor);
+    };
+    each_part(begin, end, d.cols, part, a, d);
+  }
+
+  template <class T>
+  static double squares_of_row(const Operand<T> &x, int64_t row) {
+    double sum = 0;
+    const auto part = [&](int64_t i, int64_t j, int64_t n) { sum += kernels<T>().sum_squares(x.place(i, j), n); };
+    each_part(row, row + 1, x.cols, part, x);
+    return sum;
   }
 
   // A few rows: the first task does it all.
@@ -226,8 +254,7 @@ class Chain {
     const Operand<T> after = operand<T>(op.a), before = operand<T>(op.b);
     double growth = 0;  // of squares
     for (int64_t i = 0; i < after.rows; ++i) {
-      const double to = kernels<T>().sum_squares(after.at + i * after.ld, after.cols);
-      const double from = kernels<T>().sum_squares(before.at + i * before.ld, before.cols);
+      const double to = squares_of_row(after, i), from = squares_of_row(before, i);
       const double ratio = to / (from == 0 ? 1.0 : from);
       growth = std::isnan(ratio) || ratio > growth ? ratio : growth;
     }
@@ -245,7 +272,7 @@ class Chain {
     const double total = total_of(a.rows);
     const double factor = std::isfinite(total) ? op.alpha / std::sqrt(total > 0 ? total : 1.0)
                                                : std::numeric_limits<double>::quiet_NaN();
-    for (int64_t i = begin; i < end; ++i) kernels<T>().scale(a.at + i * a.ld, d.at + i * d.ld, d.cols, factor);
+    scale<T>(a, d, begin, end, factor);
   }
 
   // The rows' sums of magnitudes come first, then those of squares.
@@ -254,18 +281,23 @@ class Chain {
     const Operand<T> d = operand<T>(op.d), a = operand<T>(op.a);
     double *const squares = sums_ + d.rows;
     if (phase == 0) {
-      kernels<T>().transpose(a.at + begin, a.ld, d.at + begin * d.ld, d.ld, a.rows, end - begin);
-      for (int64_t i = begin; i < end; ++i)
-        sums_[i] = kernels<T>().sum_magnitudes(a.at + i * a.ld, d.at + i * d.ld, d.cols);
-      return;
+      transpose_part(a, 0, begin, a.rows, end - begin, d, begin, 0);
+      std::fill(sums_ + begin, sums_ + end, 0.0);
+      const auto part = [&](int64_t i, int64_t j, int64_t n) {
+        sums_[i] += kernels<T>().sum_magnitudes(a.place(i, j), d.place(i, j), n);
+      };
+      return each_part(begin, end, d.cols, part, a, d);
     }
     double largest = 0;
     for (int64_t i = 0; i < d.rows; ++i) largest = std::isnan(sums_[i]) || sums_[i] > largest ? sums_[i] : largest;
     if (phase == 1) {
       const double factor = std::isfinite(largest) ? 0.5 * op.alpha / (largest > 0 ? largest : 1.0)
                                                    : std::numeric_limits<double>::quiet_NaN();
-      for (int64_t i = begin; i < end; ++i)
-        squares[i] = kernels<T>().average(a.at + i * a.ld, d.at + i * d.ld, d.cols, factor);
+      std::fill(squares + begin, squares + end, 0.0);
+      const auto part = [&](int64_t i, int64_t j, int64_t n) {
+        squares[i] += kernels<T>().average(a.place(i, j), d.place(i, j), n, factor);
+      };
+      each_part(begin, end, d.cols, part, a, d);
     } else if (begin == 0) {
       double total = 0;
       for (int64_t i = 0; i < d.rows; ++i) total += squares[i];

@@ -37,8 +37,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def native_scratch(n: int, m: int, threads: int) -> int:
-    """One n x m and four n x n matrices, rows padded to an odd number of 16 elements, and packed parts per thread."""
-    return 4 * (n * (m + 31) + 4 * n * (n + 31)) + threads * (4 << 20)
+    """One n x m and four n x n matrices in panels of 48 columns and a multiple of 8 rows; packed parts per thread."""
+    rows, wide, square = n + 7, m + 47, n + 47
+    return 4 * (rows * wide + 4 * rows * square) + threads * (4 << 20)
 
 
 @pytest.mark.parametrize("n, m", [(1024, 4096), (1024, 1024)])

@@ -311,9 +311,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "nothing to fill": ("if (whole >= width)",),
         "by way of a buffer, the same numbers": (
             "const auto whole = [&](const Operand<T> &x) "
-            "{ return x.padded || (i + kStrip < x.rows && j + width <= x.cols); };",
+            "{ return x.panel || (i + kStrip < x.rows && j + width <= x.cols); };",
             "const auto whole = [&](const Operand<T> &x) "
-            "{ return x.padded || (i + kStrip <= x.rows && j + width < x.cols); };",
+            "{ return x.panel || (i + kStrip <= x.rows && j + width < x.cols); };",
         ),
         "a run of no terms, a panel of no columns or rows: nothing is done": (
             "for (int64_t k = 0; k <= std::max<int64_t>(p.terms, 1); k += kRun<T>) {",
@@ -322,12 +322,6 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "for (int64_t panel = r.top; panel <= r.bottom; panel += kPanel) {",
             "for (int64_t j = r.left; j <= r.right; j += kPanel) {",
             "if (j > right) continue;",
-        ),
-        "packed or not: speed alone": (
-            "operand.rows / operand.ld * static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}",
-            "operand.rows * operand.ld / static_cast<int64_t>(sizeof(T)) <= kDirectBytes) {}",
-            "operand.rows * operand.ld * static_cast<int64_t>(sizeof(T)) > kDirectBytes) {}",
-            "operand.rows * operand.ld * static_cast<int64_t>(sizeof(T)) < kDirectBytes) {}",
         ),
         "what is computed beyond an edge is not kept; zeros only spare it NaN and what is slow": (
             "std::fill(std::copy_n(from, width, to), to + whole, T(1));",
