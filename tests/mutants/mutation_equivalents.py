@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import equivalents_cpp
+import equivalents_kernels
 import equivalents_python
 
-EQUIVALENT = equivalents_cpp.EQUIVALENT | equivalents_python.EQUIVALENT
+PARTS = (equivalents_cpp.EQUIVALENT, equivalents_python.EQUIVALENT, equivalents_kernels.EQUIVALENT)
+EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {}
+for _part in PARTS:
+    for _file, _reasons in _part.items():
+        EQUIVALENT[_file] = EQUIVALENT.get(_file, {}) | _reasons
 
 
 def reason(file: str, before: str, after: str) -> str:
@@ -13,4 +18,4 @@ def reason(file: str, before: str, after: str) -> str:
     for why, lines in EQUIVALENT.get(file, {}).items():
         if after in lines or f"{before} => {after}" in lines:
             return why
-    return ""
+    return equivalents_kernels.pattern_reason(file, before)

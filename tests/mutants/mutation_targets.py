@@ -104,6 +104,7 @@ ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
 PAGE_ENDS, SURVEYS = "tests/cpu/test_page_ends.py", "tests/cpu/test_surveys.py"
 ENGINE = (ADAMW_STEP, STORAGE)
+TRITON_CORNERS = "tests/interpret/test_triton_corners.py"
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
 
@@ -241,10 +242,12 @@ LISTED = (
                    "_plus_identity"),
     ),
     Target("pyext/matrix/tape.py", "polar", ("triton-interpreted",), ("tests/cpu/test_tape.py",)),
-    Target("kernels/chain.py", "polar", ("triton-interpreted",), ("tests/interpret/test_triton_chain.py",)),
-    Target("kernels/grouped.py", "polar", (), ("tests/interpret/test_triton_grouped.py",)),
+    Target(
+        "kernels/chain.py", "polar", ("triton-interpreted",), (TRITON_CORNERS, "tests/interpret/test_triton_chain.py")
+    ),
+    Target("kernels/grouped.py", "polar", (), (TRITON_CORNERS, "tests/interpret/test_triton_grouped.py")),
     *(
-        Target(file, "polar", (), ("tests/interpret/test_triton_muon.py",))
+        Target(file, "polar", (), (TRITON_CORNERS, "tests/interpret/test_triton_muon.py"))
         for file in ("kernels/momentum.py", "kernels/long.py", "pyext/matrix/fused_muon.py")
     ),
     Target(
@@ -293,7 +296,7 @@ JUDGES = {
     "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", (SAM, CAPTURABLE)),
     "csrc/engine/traffic.cpp": ("^adamw", (RULES, SAM)),
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
-    "kernels/blocks.py": ("^none", ("tests/interpret/test_triton_statistics.py",)),
+    "kernels/blocks.py": ("^none", (TRITON_CORNERS, "tests/interpret/test_triton_statistics.py")),
     "kernels/statistics.py": ("^inverse_root", ("tests/interpret/test_triton_statistics.py",)),
     "pyext/reference/dynamics.py": (
         "^none",

@@ -11,6 +11,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+from equivalents_kernels import pattern_reason
 from mutation_equivalents import EQUIVALENT
 from mutation_record import Record
 from mutation_rules import cpp_code, edits, mutants, other_number, python_code
@@ -194,7 +195,9 @@ def test_update_rules_must_be_noticed_by_validate_alone():
     assert set(EQUIVALENT) <= {target.file for target in TARGETS}
     for target in TARGETS:
         found = list(target.mutants())
-        assert sum(bool(target.reason(mutant)) for mutant in found) <= 0.2 * len(found)
+        # Hints to Triton's compiler, which compute nothing, apart.
+        excused = [m for m in found if target.reason(m) and not pattern_reason(m.file, m.before)]
+        assert len(excused) <= 0.2 * len(found)
 
 
 def test_a_record_keeps_what_was_killed_until_something_changes(tmp_path, monkeypatch):
