@@ -167,6 +167,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "a place that no state has; with three states one beyond, which is for a sanitizer": (
             "for (int i = 0; i <= kStates; ++i) k[i] = pairs(states[i]), rest[i] = states[i] + n / 2 * 2;",
+            "for (int k = 0; k <= kStates; ++k) rest[k] = states[k] + i;",
         ),
         "a chunk of nothing": ("for (int64_t c = 0; c <= n; c += kChunk) {",),
         "of equal ends either": ("const int64_t end = c + kChunk <= n ? c + kChunk : n;",),
@@ -188,7 +189,19 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "T *__restrict s2 = kStates >= 2 ? states[2] : nullptr;",
         ),
     },
+    "csrc/engine/cpu_threads.h": {
+        "how many threads: speed alone": (
+            "const int allowed = exec.num_threads > 1 ? exec.num_threads : omp_get_max_threads();",
+        ),
+    },
     "csrc/engine/cpu.cpp": {
+        "nothing is random where elements have no numbers: checked before": (
+            "const uint64_t first = a.first_index ? static_cast<uint64_t>(a.first_index[row]) : 1;",
+        ),
+        "what is asked for in advance: speed alone": tuple(
+            f"rule_tile<Rule>(from, p, g, states, n, scalars, factor, end {o} kFarElements ? kNear : kFar);"
+            for o in ("+ begin <", "- begin >=", "- begin <=")
+        ),
         "a state that is only written may be read before": (
             "if (!read && (streams_ || a_.state_dtype == STEEPEST_FLOAT32)) return buffer;",
         ),
@@ -208,6 +221,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/storage_stages.cpp": {
+        "a block of zeros has the exponent of one with the smallest number": ("uint32_t largest = 1;",),
         "what is not done in lanes is done one by one": (
             "for (; i + 8 < n; i += 8) {",
             "for (; i + 9 <= n; i += 8) {",
