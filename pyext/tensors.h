@@ -1,5 +1,6 @@
 // Reads a tensor's address, shape and strides, in one of three ways:
-//   direct  by the function of torch's that fills DLPack's description, 10 ns a tensor
+//   direct  by the function of torch's that fills DLPack's description, 10 ns a tensor; gradients by torch's own, which
+//           makes no Python object of one that nobody has looked at
 //   dlpack  through DLPack's C exchange table (torch >= 2.10), which calls it by way of pybind11 and the GIL: 60 ns
 //   python  by data_ptr(), shape and stride() called from Python: about 1 us
 // Layouts follow the DLPack 1.x specification; only what is used here is declared.

@@ -104,6 +104,11 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "kernels/statistics.py": {
+        "read only where parameters are moved": ('"OUT_UNIT": d.unit if apply else 2,',),
+        "zero over anything is zero": (
+            "return self.trace.square() / self.squares.where(self.squares != 0, 2)",
+            "return self.squares / self.bound.square().where(self.bound != 0, 2)",
+        ),
         NOT_STORED: (
             "old = tl.load(s + rows[:, None] * stride + columns[None, :], mask=inside, other=0.5)",
             "w = moved(widen(tl.load(w_ptr, mask=inside, other=0.5)), acc, numbers_ptr + matrix * COLUMNS)",

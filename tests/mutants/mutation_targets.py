@@ -283,7 +283,11 @@ EXEMPT = {
         "status.cpp": "texts",
         "status.h": "declarations",
     },
-    "csrc/matrix": {"matrix.cpp": "checks of arguments", "program.h": "declarations"},
+    "csrc/matrix": {
+        "kernels.cpp": "chooses an instruction set: speed; tests/matrix runs the machine's and the plain one",
+        "matrix.cpp": "checks of arguments",
+        "program.h": "declarations",
+    },
     "kernels": {"__init__.py": "empty", "aot.py": "measures code, computes nothing; see tests/aot"},
     "pyext/reference": {"__init__.py": "imports"},
     "pyext/matrix": {"__init__.py": "empty", "triton_verbs.py": "passes arguments on"},
@@ -293,13 +297,15 @@ EXEMPT = {
 JUDGES = {
     "csrc/formula/lion.h": ("^(lion|sign)", ()),
     "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES, GRADIENT_STAGE)),
-    "csrc/matrix/kernels.cpp": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", (SAM, CAPTURABLE)),
     "csrc/engine/traffic.cpp": ("^adamw", (RULES, SAM)),
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
     "kernels/blocks.py": ("^none", (TRITON_CORNERS, "tests/interpret/test_triton_statistics.py")),
-    "kernels/statistics.py": ("^inverse_root", ("tests/interpret/test_triton_statistics.py",)),
+    "kernels/statistics.py": (
+        "^inverse_root",
+        ("tests/interpret/test_triton_statistics_corners.py", "tests/interpret/test_triton_statistics.py"),
+    ),
     "pyext/reference/dynamics.py": (
         "^none",
         (DEFINITIONS, "tests/cpu/test_dynamics.py", "tests/cpu/test_curvature.py"),
