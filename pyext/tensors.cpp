@@ -80,19 +80,21 @@ void TensorReader::find_grad() {
   const auto grad_of = reinterpret_cast<decltype(grad_of_)>(dlsym(core, "_ZNK3c1010TensorImpl4gradEv"));
   dlclose(core);
   if (grad_of == nullptr) return;
-  const py::object none = parameter_type_(torch_.attr("ones")(3)), probe = parameter_type_(torch_.attr("ones")(3));
+  const py::object none = parameter_type_(torch_.attr("empty")(3)), probe = parameter_type_(torch_.attr("empty")(3));
   const auto head_of_grad = [&](const py::object &x) {
     return *static_cast<const void *const *const *>(grad_of(head_of(x.ptr())));
   };
   no_head_ = head_of_grad(none);
   if (no_head_ == nullptr || head_of_grad(probe) != no_head_) return;
-  probe.attr("sum")().attr("backward")();
-  const void *const *const head = head_of_grad(probe);
-  if (head == no_head_ || head_of_grad(none) != no_head_) return;
+  // Not by a backward pass: that would start autograd's threads, and CUDA, where steepest is imported.
+  const py::object grad = torch_.attr("empty")(3);
+  probe.attr("grad") = grad;
+  if (head_of_grad(probe) != head_of(grad.ptr()) || head_of_grad(none) != no_head_) return;
   for (object_at_ = 6; object_at_ < 10; ++object_at_) {
-    if (object_of(head) != nullptr || object_of(head_of(probe.ptr())) != probe.ptr()) continue;
-    const py::object grad = probe.attr("grad");
-    if (head_of(grad.ptr()) == head && object_of(head) == grad.ptr()) grad_of_ = grad_of;
+    const bool found = object_of(no_head_) == nullptr && object_of(head_of(probe.ptr())) == probe.ptr() &&
+                       object_of(head_of(grad.ptr())) == grad.ptr();
+    if (!found) continue;
+    grad_of_ = grad_of;
     return;
   }
 #endif

@@ -140,3 +140,14 @@ def test_an_impossible_row_among_many_changes_nothing(way, row, kind):
     with pytest.raises((TypeError, ValueError), match=r"memory|Special|dense"):
         optimizer.step()
     assert all(torch.equal(p, old) for p, old in zip(params, before))
+
+
+def test_gradients_that_python_has_never_seen(way):
+    """As backward leaves them: no Python object exists until somebody asks for one."""
+    params = [torch.nn.Parameter(torch.full((5,), float(i))) for i in range(300)]
+    optimizer = steepest.optim.SGD(params, lr=0.25)
+    for k in range(1, 4):
+        optimizer.zero_grad()
+        sum(i * p.sum() for i, p in enumerate(params)).backward()
+        optimizer.step()
+        assert all(torch.equal(p, torch.full((5,), i - 0.25 * k * i)) for i, p in enumerate(params))
