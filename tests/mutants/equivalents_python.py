@@ -88,6 +88,46 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "lanes = [word >> shift for word in words for shift in (0, 16)] if words else [None] * 5",
         ),
     },
+    "pyext/matrix/native.py": {
+        "a number that the operation does not read": (
+            "self.append(lib.MATRIX_DIVIDE, 0, d, y, by, None, 1 / factor, 0.5, power)",
+        ),
+        "a copy more, or a copy less: speed and memory": (
+            "read = any(handle.number in op[3:6] and op[0] == lib.MATRIX_SYMMETRISE for op in recorder.ops)",
+            "read = any(handle.number in op[3:7] and op[0] != lib.MATRIX_SYMMETRISE for op in recorder.ops)",
+            "if not read and handle.number > inputs:",
+            "if i >= inputs and shapes[i][0] * shapes[i][1] > LARGE:",
+            "rows_apart = x.shape[-2] <= 1 or x.stride(-2) > x.shape[-1]",
+            "return x if (x.shape[-1] <= 1 or x.stride(-1) == 1) and rows_apart and x.stride(0) > 0 else "
+            "x.contiguous()",
+            "return x if (x.shape[-1] <= 1 or x.stride(-1) == 1) and rows_apart and x.stride(0) >= 1 else "
+            "x.contiguous()",
+        ),
+        "no stride is negative": (
+            "return x if (x.shape[-1] <= 1 or x.stride(-1) == 1) and rows_apart and x.stride(1) >= 0 else "
+            "x.contiguous()",
+        ),
+        "operand 0 is the first input, which has its place": (
+            "if number > 0 and number not in place:",
+            "if number >= 1 and number not in place:",
+        ),
+    },
+    "pyext/matrix/root_plan.py": {
+        "a last step of degree 4 takes the products of one of degree 3, and is no less accurate": (
+            "for degree in (1, 2, 4, 4):",
+            "if candidate.error <= tol and (best is None or cost <= count_products(p, best)):",
+        ),
+        "no schedule's error is a round number": (
+            "if candidate.error < tol and (best is None or cost < count_products(p, best)):",
+            "while Schedule(tuple(rows), p, lower).error >= tol:",
+        ),
+        "nobody reads it but for a CPU": ('threads = torch.get_num_threads() if device.type == "cpu" else 1',),
+        "of a square either": ("n, batch = shape[-2], math.prod(shape[:-2])",),
+        "the first of two steps is that of one": (
+            "last = minimax(p, low**p, upper=high**p, degree=degree, steps=2).coefficients[0]",
+            "rows.append(minimax(p, low**p, upper=high**p, steps=2, cushion=cushion).coefficients[0])",
+        ),
+    },
     "pyext/matrix/muon_rule.py": {
         "1 is kept either way": ('cautious = group["cautious"] and not (isinstance(keep, float) and keep == 3.0)',),
         "nothing is left of zero when it decays": (

@@ -106,6 +106,7 @@ PAGE_ENDS, SURVEYS, ENGINE_CORNERS = (
     f"tests/cpu/test_{name}.py" for name in ("page_ends", "surveys", "engine_corners")
 )
 ENGINE = (ENGINE_CORNERS, PAGE_ENDS, ADAMW_STEP, STORAGE)
+NATIVE_PROGRAMS = "tests/cpu/test_native_programs.py"
 TRITON_CORNERS = "tests/interpret/test_triton_corners.py"
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
@@ -325,9 +326,9 @@ JUDGES = {
     ),
     "pyext/matrix/native.py": (
         "^(polar|inverse_root)",
-        ("tests/cpu/test_native.py", "tests/cpu/test_native_layouts.py"),
+        ("tests/cpu/test_native.py", "tests/cpu/test_native_layouts.py", NATIVE_PROGRAMS),
     ),
-    "pyext/matrix/root_plan.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
+    "pyext/matrix/root_plan.py": ("^inverse_root", (NATIVE_PROGRAMS, ROOTS, "tests/cpu/test_root_precisions.py")),
     "pyext/matrix/roots.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
 }
 
