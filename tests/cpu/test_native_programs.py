@@ -66,3 +66,30 @@ def test_newtons_first_step_scales_the_spectrum_to_half_of_p_plus_one(p):
 def test_a_batch_costs_what_its_matrices_do(method):
     one, many = (root_plan.plan((*lead, 8, 8), method=method, ridge=1e-3) for lead in ((), (2, 3)))
     assert many.flops == 6 * one.flops > 0
+
+
+def test_what_a_plan_of_roots_counts():
+    def planned(n, backend, **options):
+        return root_plan.plan((5, n, n), backend=backend, ridge=1e-3, **options)
+
+    n = 40
+    found = planned(n, "torch", method="eigh")
+    assert (found.products, found.flops) == (1, 12 * n**3 * 5)
+    found = planned(n, "native", method="composite")
+    assert found.flops == 2 * n * root_plan.symmetric_work(n) * found.products * 5 and found.products > 1
+    found = planned(n, "torch", method="composite", precision="float64")
+    assert found.flops == 2 * n**3 * found.products * 5
+    found = planned(n, "torch", method="composite")
+    assert found.flops == round(2 * n**3 * found.products * root_plan.symmetric_fraction(n, "cpu") * 5)
+    for n in (root_plan.RESIDENT_ROWS, root_plan.RESIDENT_ROWS + 1):
+        found = planned(n, "triton", method="composite", device="cuda")
+        resident = n == root_plan.RESIDENT_ROWS
+        fraction = root_plan.tape.symmetric_fraction(n) if resident else 0.5
+        assert found.resident == resident and found.flops == round(2 * n**3 * found.products * fraction * 5)
+
+
+@pytest.mark.parametrize("n, itemsize, precision", [(40, 4, "float32"), (40, 8, "float64"), (10_000, 4, "float32")])
+def test_how_many_roots_are_computed_at_a_time(n, itemsize, precision):
+    """Four matrices of each are to stay in cache; at least one is computed."""
+    found = root_plan.plan((10**6, n, n), backend="torch", method="composite", ridge=1e-3, precision=precision)
+    assert found.group == max(1, root_plan.GROUP_BYTES // (4 * n * n * itemsize))

@@ -120,6 +120,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "no schedule's error is a round number": (
             "if candidate.error < tol and (best is None or cost < count_products(p, best)):",
             "while Schedule(tuple(rows), p, lower).error >= tol:",
+            'and UNIT["float32"] / (p * lower) >= tol',
         ),
         "nobody reads it but for a CPU": ('threads = torch.get_num_threads() if device.type == "cpu" else 1',),
         "of a square either": ("n, batch = shape[-2], math.prod(shape[:-2])",),
