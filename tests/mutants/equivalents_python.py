@@ -112,6 +112,25 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if number >= 1 and number not in place:",
         ),
     },
+    "pyext/matrix/roots.py": {
+        ZERO_OVER_ANYTHING: (
+            "y = wide / largest.where(largest != 0, 2)",
+            "return y.diagonal(dim1=-2, dim2=-1).sum(-1).square() / squares.where(squares != 0, 2)",
+        ),
+        "of a square either": (
+            "if not a.shape[-2]:",
+            "batch, n = a.shape[0], a.shape[-2]",
+            "batch, n = a.shape[0], a.shape[1]",
+            "start = _directions(a.shape[-2], todo.dtype, a.device)[None]",
+            "start = _directions(a.shape[1], todo.dtype, a.device)[None]",
+        ),
+        "a copy of the only part": (
+            "roots, *fields = (torch.cat(column) if len(column) >= 1 else column[0] for column in zip(*parts))",
+        ),
+        "zero either way": (
+            "return a.to(todo.dtype), RootStatus(ones.bool(), ones.int() * todo.steps, 0 / ones, ones)",
+        ),
+    },
     "pyext/matrix/root_plan.py": {
         "a last step of degree 4 takes the products of one of degree 3, and is no less accurate": (
             "for degree in (1, 2, 4, 4):",

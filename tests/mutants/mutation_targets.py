@@ -329,7 +329,10 @@ JUDGES = {
         ("tests/cpu/test_native.py", "tests/cpu/test_native_layouts.py", NATIVE_PROGRAMS),
     ),
     "pyext/matrix/root_plan.py": ("^inverse_root", (NATIVE_PROGRAMS, ROOTS, "tests/cpu/test_root_precisions.py")),
-    "pyext/matrix/roots.py": ("^inverse_root", (ROOTS, "tests/cpu/test_root_precisions.py")),
+    "pyext/matrix/roots.py": (
+        "^inverse_root",
+        ("tests/cpu/test_root_corners.py", ROOTS, "tests/cpu/test_root_precisions.py"),
+    ),
 }
 
 # How a file of these folders is judged that is not listed above: by the cells of the op that it is named after.
