@@ -14,6 +14,7 @@ BELOW = "a tile below the diagonal has all its columns inside the matrix"
 PLACE_0 = "this column is number 0"
 ANOTHER_STREAM = "another stream of random numbers, as good as this one"
 
+SUBSCRIPT = re.compile(r"\[-?\d+\]")
 PATTERNS: dict[str, tuple[tuple[str, re.Pattern], ...]] = {
     file: (
         (PROMISE, re.compile(r"^[\w, ]+ = tl\.multiple_of\(|^if (UNIT > 1|ALIGNED):$")),
@@ -127,5 +128,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def pattern_reason(file: str, before: str) -> str:
+def pattern_reason(file: str, before: str, after: str) -> str:
+    if SUBSCRIPT.findall(before) != SUBSCRIPT.findall(after):  # there may be no such tile, which is noticed
+        return ""
     return next((why for why, pattern in PATTERNS.get(file, ()) if pattern.search(before)), "")

@@ -18,4 +18,4 @@ def reason(file: str, before: str, after: str) -> str:
     for why, lines in EQUIVALENT.get(file, {}).items():
         if after in lines or f"{before} => {after}" in lines:
             return why
-    return equivalents_kernels.pattern_reason(file, before)
+    return equivalents_kernels.pattern_reason(file, before, after)
