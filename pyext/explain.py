@@ -154,6 +154,8 @@ NORM_TEXT = {
 
 
 def launches(todo, products: int) -> str:
+    if todo.backend == "native":
+        return "none: one call of the C library for the whole batch"
     if todo.backend != "triton":
         return "none: torch's products"
     if todo.resident:

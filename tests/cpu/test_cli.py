@@ -182,6 +182,12 @@ def test_explain_polar_shows_plan_and_certificate():
     assert facts["schedule"].startswith("polar-express, 6 steps") and len(facts["schedule"].splitlines()) == 7
 
 
+@pytest.mark.parametrize("op", ["polar", "inverse_root"])
+def test_explain_says_whose_products_are_taken(op):
+    for backend, text in (("native", "the C library"), ("torch", "torch's products")):
+        assert text in explain(op, torch.eye(16), backend=backend).facts["launches"]
+
+
 def test_explain_draws_the_map_of_singular_values():
     from steepest.schedules import named
 
