@@ -10,6 +10,9 @@ namespace steepest::matrix {
 constexpr int64_t kStrip = 8;      // rows of a tile
 constexpr int64_t kGranule = 16;   // columns are computed in multiples of this
 constexpr int64_t kPanel = 48;     // columns of a full tile, and of a packed panel
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);  // elements of a line of the cache
+constexpr int64_t kTermsPerLine = 4;  // a whole tile asks for a line of the cache once in so many terms
 
 // The element type that a matrix of T is converted from.
 template <class T>
@@ -18,9 +21,10 @@ using OtherType = std::conditional_t<std::is_same_v<T, float>, double, float>;
 template <class T>
 struct Kernels {
   // d (8 x width) = alpha sum_k a_k b_k^T + beta c: the column a_k is 8 elements at a + k lda, the row b_k is `width`
-  // elements at b + k ldb.  width is 16, 32 or 48.  c may be NULL, and may be d.
+  // elements at b + k ldb.  width is 16, 32 or 48.  c may be NULL, and may be d.  What lies from `later` on is asked for
+  // in the L2 cache meanwhile, about k / kTermsPerLine lines of it.
   void (*tile)(const T *a, ptrdiff_t lda, const T *b, ptrdiff_t ldb, int64_t k, int64_t width, T alpha, T beta,
-               const T *c, ptrdiff_t ldc, T *d, ptrdiff_t ldd);
+               const T *c, ptrdiff_t ldc, T *d, ptrdiff_t ldd, const T *later);
   // to (cols x rows) = transpose of from (rows x cols).
   void (*transpose)(const T *from, ptrdiff_t ld_from, T *to, ptrdiff_t ld_to, int64_t rows, int64_t cols);
   // to (count rows of kPanel elements, packed) = from.

@@ -4,6 +4,8 @@
 #include <tuple>
 #include <utility>
 
+#include "matrix/ahead.h"
+
 namespace steepest::matrix {
 namespace {
 
@@ -16,6 +18,10 @@ struct Terms {
 
   Terms(const Operand<T> &operand, bool by_rows)
       : x(operand), rows_are_terms(by_rows), direct(by_rows && operand.panel != 0) {}
+
+  void ask(Ahead<T> &ahead, int64_t k, int64_t count, int64_t first, int64_t width) const {
+    rows_are_terms ? ahead.add(x, k, count, first, width) : ahead.add(x, first, width, k, count);
+  }
 
   // Terms [k, k + count) of `width` elements from `first` on: rows of kPanel, zeros up to a multiple of 16.
   void pack(int64_t k, int64_t count, int64_t first, int64_t width, T *to) const {
@@ -62,7 +68,7 @@ Rectangle rectangle(const Product<T> &p, int64_t task) {
 // One tile of d at (i, j), straight into d where whole tiles may be written, by way of a buffer at an edge.
 template <class T>
 void put_tile(const Product<T> &p, const Kernels<T> &loops, Buffers<T> &buffers, int64_t i, int64_t j, int64_t width,
-              const T *a, const T *b, int64_t count, bool first_run) {
+              const T *a, const T *b, int64_t count, bool first_run, const T *later) {
   const Operand<T> &c = first_run ? p.c : p.d;
   const T beta = first_run ? p.beta : T(1);
   const auto whole = [&](const Operand<T> &x) { return x.panel || (i + kStrip <= x.rows && j + width <= x.cols); };
@@ -77,8 +83,8 @@ void put_tile(const Product<T> &p, const Kernels<T> &loops, Buffers<T> &buffers,
     from = buffers.c, ldc = kPanel;
   }
   T *const to = p.d.place(i, j);
-  if (whole(p.d)) return loops.tile(a, kPanel, b, kPanel, count, width, p.alpha, beta, from, ldc, to, p.d.ld);
-  loops.tile(a, kPanel, b, kPanel, count, width, p.alpha, beta, from, ldc, buffers.d, kPanel);
+  if (whole(p.d)) return loops.tile(a, kPanel, b, kPanel, count, width, p.alpha, beta, from, ldc, to, p.d.ld, later);
+  loops.tile(a, kPanel, b, kPanel, count, width, p.alpha, beta, from, ldc, buffers.d, kPanel, later);
   for (int64_t r = 0; r < height; ++r) std::copy_n(buffers.d + r * kPanel, valid, to + r * p.d.ld);
 }
 
@@ -120,6 +126,10 @@ int64_t run_product_task(const Product<T> &p, int64_t task, Buffers<T> &buffers)
     if (!b.direct)
       for (int64_t j = r.left; j < r.right; j += kPanel)
         b.pack(k, count, j, std::min(kPanel, r.right - j), buffers.b + (j - r.left) * kRun<T>);
+    Ahead<T> ahead;
+    const int64_t next_run = k + kRun<T>;
+    b.ask(ahead, next_run, std::min(kRun<T>, p.terms - next_run), r.left, r.right - r.left);
+    if (!shared) a.ask(ahead, next_run, std::min(kRun<T>, p.terms - next_run), r.top, r.bottom - r.top);
     for (int64_t panel = r.top; panel < r.bottom; panel += kPanel) {
       const int64_t panel_end = std::min(panel + kPanel, r.bottom);
       const T *const packed = shared ? buffers.b + (panel - r.left) * kRun<T> : buffers.a;
@@ -132,7 +142,8 @@ int64_t run_product_task(const Product<T> &p, int64_t task, Buffers<T> &buffers)
           if (j >= right) continue;
           const int64_t width = std::min(kPanel, right - j);
           const T *const from_a = a.direct ? p.a.place(k, i) : packed + (i - panel);
-          put_tile(p, loops, buffers, i, j, width, from_a, from_b, count, k == 0);
+          const T *const later = ahead.take(count / kTermsPerLine * kLine<T>);
+          put_tile(p, loops, buffers, i, j, width, from_a, from_b, count, k == 0, later ? later : from_b);
           flops += 2 * kStrip * width * count;
         }
       }

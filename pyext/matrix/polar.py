@@ -106,7 +106,7 @@ def polar(
 
     Memory besides the result, on the CPU with the C library's kernels: one n × m and four n × n matrices where threads
     share a matrix, as many per thread where each takes its own, whatever the batch; 4 MiB per thread at most for packed
-    parts (`tests/cpu/test_peak_memory.py`).
+    parts (`tests/cpu/test_peak_memory.py`). A calling thread keeps the last of it up to 128 MiB, for the next call.
 
     Raises TypeError for integer, boolean or complex x and for a dtype that is not floating; ValueError for fewer than
     two dimensions, an unknown schedule or backend, a schedule for another p or for less than the whole spectrum, more

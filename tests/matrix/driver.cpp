@@ -11,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "matrix/ahead.h"
 #include "matrix/product.h"
 #include "steepest/matrix.h"
 
@@ -152,7 +153,7 @@ void check_loops(const char *name, const steepest::matrix::Kernels<T> &loops) {
     for (const int64_t k : {0, 1, 7, 100}) {
       Array<T> a(k, 8, 1, 1), b(k, width, 2, 3), c(8, width, 1, 1), d(8, width, 3, 2);
       for (const bool with_c : {false, true}) {
-        loops.tile(a.at, a.ld, b.at, b.ld, k, width, T(2), T(-3), with_c ? c.at : nullptr, c.ld, d.at, d.ld);
+        loops.tile(a.at, a.ld, b.at, b.ld, k, width, T(2), T(-3), with_c ? c.at : nullptr, c.ld, d.at, d.ld, b.at);
         for (int64_t i = 0; i < 8; ++i)
           for (int64_t j = 0; j < width; ++j) {
             double sum = with_c ? -3 * c.get(i, j, false) : 0, size = std::fabs(sum);
@@ -203,6 +204,36 @@ void check_loops(const char *name, const steepest::matrix::Kernels<T> &loops) {
   }
 }
 
+// What is given out covers every part once, in whole panels, and nothing else.
+template <class T>
+void check_ahead(int64_t piece) {
+  using namespace steepest::matrix;
+  constexpr int64_t kRows = 40, kApart = kRows * kPanel, kPanels = 5;
+  std::vector<T> memory(2 * kPanels * kApart);
+  const Operand<T> x = {memory.data(), kRows, kPanels * kPanel, kPanel, kApart};
+  const Operand<T> y = {memory.data() + kPanels * kApart, kRows, kPanels * kPanel, kPanel, kApart};
+  Ahead<T> ahead;
+  ahead.add({memory.data(), kRows, 100, 100, 0}, 0, 8, 0, 48);  // not in panels
+  ahead.add(x, 0, 0, 0, 48), ahead.add(x, 0, -3, 0, 48), ahead.add(x, 0, 8, 0, 0), ahead.add(x, 0, 8, 0, -1);
+  ahead.add(x, 3, 9, 47, 2);     // rows 3 to 11 of panels 0 and 1
+  ahead.add(y, 0, 40, 96, 97);   // all rows of panels 2, 3 and 4
+  std::vector<int> asked(memory.size());
+  int64_t pieces = 0;
+  for (const T *at; (at = ahead.take(piece)); ++pieces) {
+    const int64_t begin = at - memory.data(), panel_end = (begin / kApart + 1) * kApart;
+    const int64_t end = begin < kPanels * kApart ? begin / kApart * kApart + 12 * kPanel : panel_end;
+    for (int64_t i = begin; i < std::min(begin + piece, end); ++i) ++asked[i];
+  }
+  for (int64_t i = 0; i < static_cast<int64_t>(asked.size()); ++i) {
+    const int64_t panel = i / kApart, row = i % kApart / kPanel;
+    const int expected = panel < 2 ? row >= 3 && row < 12 : panel >= kPanels + 2;
+    if (asked[i] != expected) return fail("ahead: element", panel, row, piece, asked[i], expected);
+  }
+  const auto of_a_panel = [&](int64_t rows) { return (rows * kPanel + piece - 1) / piece; };
+  const int64_t expected = 2 * of_a_panel(9) + 3 * of_a_panel(40);
+  if (pieces != expected || ahead.take(piece)) fail("ahead: pieces", piece, 0, 0, pieces, expected);
+}
+
 }  // namespace
 
 int main() {
@@ -243,6 +274,7 @@ int main() {
       check_tasks<double>(n, 70, 20, side, false, false, false);
       check_tasks<double>(n, n, 150, side, true, true);
     }
+  for (const int64_t piece : {16, 48, 100, 432, 5000}) check_ahead<float>(piece), check_ahead<double>(piece);
   std::printf("%s, %d failures\n", clone_name(), failures);
   return failures != 0;
 }

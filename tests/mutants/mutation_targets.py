@@ -111,7 +111,7 @@ TRITON_CORNERS = "tests/interpret/test_triton_corners.py"
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
 
-NO_RESULT = "constexpr|prefetch|__builtin_cpu"  # lines on which speed depends and results do not
+NO_RESULT = "constexpr|prefetch|__builtin_cpu|ahead|later|next_run"  # lines on which speed depends and results do not
 
 # What Triton's AdamW computes, for mutants with another rounding.
 V = "v = v * beta2 + (beta2_rest * g) * g"
@@ -164,6 +164,7 @@ LISTED = (
         Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE,), skip=NO_RESULT)
         for name in ("kernels.inc", "product.cpp", "product.h", "program.cpp")
     ),
+    Target("csrc/matrix/ahead.h", "", (), (MATRIX_CORE,)),
     Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),
     Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
     # The tests descend and perturb masters as well, which are no ops of their own.
