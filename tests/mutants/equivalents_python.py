@@ -124,6 +124,38 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "start = _directions(a.shape[-2], todo.dtype, a.device)[None]",
             "start = _directions(a.shape[1], todo.dtype, a.device)[None]",
         ),
+        "symmetric matrices, whose batch has one dimension": (
+            "finite = torch.isfinite(diagonal.amax(1))",
+            "for _ in range(power_steps(y.shape[-2])):",
+            "for _ in range(power_steps(y.shape[1])):",
+            "n = m.shape[-2]",
+            "n = m.shape[1]",
+            "x = verbs.chain(_tape(todo, y.shape[-2]), y)",
+            "x = verbs.chain(_tape(todo, y.shape[1]), y)",
+            "bound = torch.where(zero, 1.0, w.abs().amax(1) * (1 + 2.0**-12))",
+            "n = y.shape[-2]",
+            "n = y.shape[1]",
+            "ok = finite & (orthogonal <= allowed) & (restored <= allowed) & (shifted.amin(1) > 0)",
+        ),
+        "the largest row's sum is zero when the sum of squares is": (
+            "zero, scale = sizes[:, 0, 1] == 0, _scale(sizes, bound)[:, 0, 0]",
+        ),
+        "a fourth root of the smallest number is within range": (
+            "if todo.p <= 4:  # a fourth root of the smallest float32 number is far from that",
+            "if todo.p < 5:  # a fourth root of the smallest float32 number is far from that",
+        ),
+        "divided by 1 or NaN": ("x /= torch.where(finite, 1.0, torch.nan)[:, None, None]",),
+        "a number without a matrix": (
+            "factor = verbs.combination(m, alpha=c[2], beta=c[3] if len(c) == 4 else 0.5, c=z if len(c) == 4 else None)",
+        ),
+        "any finite matrix does, of which nothing is kept": ("y = torch.where(finite[:, None, None], y, 3.0)",),
+        "no residual equals its limit to the bit but by chance": (
+            "ok = finite & (orthogonal < allowed) & (restored <= allowed) & (shifted.amin(-1) > 0)",
+            "ok = finite & (orthogonal <= allowed) & (restored < allowed) & (shifted.amin(-1) > 0)",
+        ),
+        "LAPACK solves every matrix of one row": (
+            "w, q = torch.full_like(y[..., 1], torch.nan), torch.full_like(y, torch.nan)",
+        ),
         "a copy of the only part": (
             "roots, *fields = (torch.cat(column) if len(column) >= 1 else column[0] for column in zip(*parts))",
         ),
@@ -140,7 +172,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if candidate.error < tol and (best is None or cost < count_products(p, best)):",
             "while Schedule(tuple(rows), p, lower).error >= tol:",
             'and UNIT["float32"] / (p * lower) >= tol',
+            'wide = precision == "float32" and UNIT["float32"] / (p * lower_end(ridge)) >= tol',
         ),
+        "at an entry of the table both of its sides give its number": ("if n < table[0][0]:", "if n < n1:"),
         "nobody reads it but for a CPU": ('threads = torch.get_num_threads() if device.type == "cpu" else 1',),
         "of a square either": ("n, batch = shape[-2], math.prod(shape[:-2])",),
         "the first of two steps is that of one": (
