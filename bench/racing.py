@@ -56,6 +56,25 @@ def interleave(benchmark, clock, subject: Callable, others: dict, limits: Limits
     return {OURS: mine, **{key: times[-len(mine) :] for key, times in taken.items()}}
 
 
+LOOPS, CALLS = 3, 6  # each runner's calls in a loop: so many times so many, the first of each not counted
+LOOP_SECONDS = 0.5  # of one call of every runner: a longer one finds little of its own in a cache anyway
+
+
+def in_loops(runners: dict[str, Callable]) -> dict[str, float]:
+    """Median seconds of a call that follows one of its own, by runner: caches hold what fits of its memory.
+
+    That is what a timing loop finds; `interleave` finds what training does, where a model's passes come in between.
+    """
+    taken: dict = {name: [] for name in runners}
+    for _ in range(LOOPS):
+        for name, function in runners.items():
+            for _ in range(CALLS):
+                begin = time.perf_counter()
+                function()
+                taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(t for k, t in enumerate(times) if k % CALLS) for name, times in taken.items()}
+
+
 def against(mine: list[float], theirs: list[float]) -> dict:
     """A peer's median and its ratio to ours, with the quartiles of the round-by-round ratios."""
     ratios = sorted(t / m for t, m in zip(theirs, mine))
@@ -119,6 +138,8 @@ class Race:
         if left_out:
             record["left_out"] = left_out
         self._costs(record, {OURS: ours, **peers})
+        if self.device == "cpu":
+            self._loops(record, {OURS: ours, **peers})
         self._roofline(record, nbytes, flops, dtype)
         if points:
             record["points"] = [_point(x, point, times) for x, point in points.items()]
@@ -132,6 +153,15 @@ class Race:
             seconds = self.clock.host_seconds(function)
             place["host_us"] = place["ms"] * 1e3 if seconds is None else seconds * 1e6
             place["extra_bytes"] = extra_memory(function, self.device)
+
+    def _loops(self, record: dict, runners: dict) -> None:
+        turn = record["ms"] + sum(peer["ms"] for peer in record["peers"].values())
+        if turn > 1e3 * LOOP_SECONDS:
+            return
+        seconds = in_loops(runners)
+        record["loop_ms"] = 1e3 * seconds[OURS]
+        for name, peer in record["peers"].items():
+            peer.update(loop_ms=1e3 * seconds[name], loop_ratio=seconds[name] / seconds[OURS])
 
     def _roofline(self, record: dict, nbytes: int | None, flops: int | None, dtype: torch.dtype) -> None:
         seconds = record["ms"] / 1e3

@@ -14,7 +14,16 @@ import tempfile
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-HEADER = ("case", "ours, ms", "fastest peer", "its ms", "ratio (quartiles)", "rate", "of measured peak")
+HEADER = (
+    "case",
+    "ours, ms",
+    "fastest peer",
+    "its ms",
+    "ratio (quartiles)",
+    "in a loop, ms",
+    "rate",
+    "of measured peak",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,6 +198,7 @@ def print_table(root: Path, file: Path) -> None:
             r.peer,
             "–" if r.peer_ms is None else f"{r.peer_ms:.4g}",
             r.ratio_text,
+            r.loop_text,
             r.rate,
             r.peak,
         )

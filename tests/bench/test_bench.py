@@ -371,6 +371,36 @@ def test_device_clock_counts_the_device_alone(device, monkeypatch, request):
     assert row.case == "fake 1 on the GPU" and row.rate == "2 GB/s" and row.peak == "50% of copy"
 
 
+def test_calls_in_a_loop_are_timed_after_one_of_their_own(monkeypatch):
+    """Each runner's first call of a loop, after another's, takes 100 times as long and does not count."""
+    now, last = [0.0], [None]
+
+    def runner(name, seconds):
+        def call():
+            now[0] += seconds * (1 if last[0] == name else 100)
+            last[0] = name
+
+        return call
+
+    monkeypatch.setattr(racing.time, "perf_counter", lambda: now[0])
+    found = racing.in_loops({"ours": runner("ours", 1.0), "peer": runner("peer", 3.0)})
+    assert found == {"ours": pytest.approx(1.0), "peer": pytest.approx(3.0)}
+
+
+def test_ratios_in_a_loop_reach_the_table(monkeypatch, benchmark):
+    race = racing.Race(benchmark, "cpu", racing.Limits(seconds=0.01, slowest=1.0))
+    times = {racing.OURS: 0.002, "slow": 0.008, "fast": 0.004}
+    monkeypatch.setattr(racing, "in_loops", lambda runners: {name: times[name] for name in runners})
+    found = race(lambda: None, {"slow": lambda: None, "fast": lambda: None}, op="fake", case="1")
+    if benchmark.disabled:
+        return
+    assert found["loop_ms"] == pytest.approx(2.0) and found["peers"]["slow"]["loop_ratio"] == pytest.approx(4.0)
+    assert table.row(found).loop_text == "2, 2.00×"
+    assert table.row(found | {"peers": {}}).loop_text == "2"
+    del found["loop_ms"]  # results of before
+    assert table.row(found).loop_text == "–"
+
+
 def test_a_peer_that_takes_too_long_is_left_out_with_the_reason(benchmark):
     import time
 
