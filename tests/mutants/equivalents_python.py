@@ -146,7 +146,8 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "divided by 1 or NaN": ("x /= torch.where(finite, 1.0, torch.nan)[:, None, None]",),
         "a number without a matrix": (
-            "factor = verbs.combination(m, alpha=c[2], beta=c[3] if len(c) == 4 else 0.5, c=z if len(c) == 4 else None)",
+            "factor = verbs.combination(m, alpha=c[2], beta=c[3] if len(c) == 4 else 0.5, "
+            "c=z if len(c) == 4 else None)",
         ),
         "any finite matrix does, of which nothing is kept": ("y = torch.where(finite[:, None, None], y, 3.0)",),
         "no residual equals its limit to the bit but by chance": (

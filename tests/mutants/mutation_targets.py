@@ -329,7 +329,10 @@ JUDGES = {
         "^(polar|inverse_root)",
         ("tests/cpu/test_native.py", "tests/cpu/test_native_layouts.py", NATIVE_PROGRAMS),
     ),
-    "pyext/matrix/root_plan.py": ("^inverse_root", ("tests/cpu/test_root_costs.py", NATIVE_PROGRAMS, ROOTS, "tests/cpu/test_root_precisions.py")),
+    "pyext/matrix/root_plan.py": (
+        "^inverse_root",
+        ("tests/cpu/test_root_costs.py", NATIVE_PROGRAMS, ROOTS, "tests/cpu/test_root_precisions.py"),
+    ),
     "pyext/matrix/roots.py": (
         "^inverse_root",
         ("tests/cpu/test_root_checks.py", "tests/cpu/test_root_corners.py", ROOTS, "tests/cpu/test_root_precisions.py"),
