@@ -266,7 +266,7 @@ int main() {
     check_product<float>(410, 410, 270, STEEPEST_MATRIX_TRANSPOSE_B, true, 3, by_scratch);
   }
   for (const int64_t side : {16, 48, 64, 96, 144})
-    for (const int64_t n : {1, 16, 63, 64, 150, 200}) {
+    for (const int64_t n : {1, 16, 49, 63, 64, 65, 150, 200}) {
       check_tasks<float>(90, n, 300, side, false, false);
       check_tasks<float>(n, n, 70, side, true, false);
       check_tasks<float>(n, n, 300, side, true, true);

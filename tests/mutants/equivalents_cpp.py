@@ -280,7 +280,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if (left > 3)",
             "if (left >= 4)",
             "else if (left == 3)",
-            "block<T, 2>(a + r, lda, b + j, ldb, k, alpha, beta, from, ldc, to, ldd), j += 3 * kLanes;",
+            "block<T, 2>(a + r, lda, b + j, ldb, k, alpha, beta, from, ldc, to, ldd, later), j += 3 * kLanes;",
         ),
         "an empty block, or one done twice": (
             "for (int64_t j = 0; j <= cols; j += 16)",
@@ -315,6 +315,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "for (int64_t col = 0; col <= row; ++col) corner[col * ld + row] = corner[row * ld + col];",
         ),
         "the rest goes to the same lanes": ("for (; i + kLanes < n; i += kLanes)",),
+        "the same, in runs of other lengths between which a line is asked for": (
+            "for (int64_t end = k >= kEvery ? k - kEvery : 0; k > end; --k, a += lda, b += ldb) {",
+        ),
     },
     "csrc/matrix/product.h": {
         "with d in its place: an element of c is read before that of d is written": (
@@ -322,6 +325,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/matrix/product.cpp": {
+        "there is one panel": (
+            "transpose_part(x, first, k, width, count, Operand<T>{to, count, kPanel, kPanel, 1}, 0, 0);",
+        ),
         "nothing to fill": ("if (whole >= width)",),
         "by way of a buffer, the same numbers": (
             "const auto whole = [&](const Operand<T> &x) "
