@@ -111,7 +111,7 @@ TRITON_CORNERS = "tests/interpret/test_triton_corners.py"
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
 
-NO_RESULT = r"constexpr|prefetch|__builtin_cpu|ahead|later \+=|next_run"  # lines on which speed depends and results do not
+NO_RESULT = r"constexpr|prefetch|__builtin_cpu|ahead|later \+=|next_run"  # speed depends on these lines, no result
 
 # What Triton's AdamW computes, for mutants with another rounding.
 V = "v = v * beta2 + (beta2_rest * g) * g"
