@@ -234,6 +234,34 @@ void check_ahead(int64_t piece) {
   if (pieces != expected || ahead.take(piece)) fail("ahead: pieces", piece, 0, 0, pieces, expected);
 }
 
+// A part onto another, in rows and in panels, and nothing beside it.
+template <class T>
+void check_transpose_part(bool from_panels, bool to_panels) {
+  using namespace steepest::matrix;
+  constexpr int64_t kRows = 120, kCols = 152, kStored = 160;  // columns in whole panels: 144 and 192
+  const auto operand = [](std::vector<T> &memory, bool panels) {
+    return Operand<T>{memory.data(), kRows, kCols, panels ? kPanel : kStored, panels ? kRows * kPanel : 0};
+  };
+  const int64_t places[][6] = {{0, 0, 8, 16, 0, 0},   {3, 5, 1, 1, 7, 9},     {0, 0, 120, 100, 0, 32},
+                               {1, 40, 60, 20, 2, 40}, {9, 47, 90, 100, 3, 47}, {50, 90, 17, 62, 48, 96},
+                               {8, 96, 48, 48, 0, 48}, {31, 1, 2, 119, 1, 150}, {0, 49, 101, 50, 49, 51}};
+  for (const auto &[top, left, rows, cols, row, col] : places) {
+    std::vector<T> source(kRows * 192), target(kRows * 192, T(-1));
+    for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<T>(i);
+    const Operand<T> from = operand(source, from_panels), to = operand(target, to_panels);
+    transpose_part(from, top, left, rows, cols, to, row, col);
+    for (int64_t i = 0; i < kRows; ++i)
+      for (int64_t j = 0; j < kCols; ++j) {
+        const bool inside = i >= row && i < row + cols && j >= col && j < col + rows;
+        const T expected = inside ? *from.place(top + j - col, left + i - row) : T(-1);
+        if (*to.place(i, j) != expected) return fail("transposed part", top, left, i * 1000 + j, *to.place(i, j), expected);
+      }
+    int64_t written = 0;
+    for (const T x : target) written += x != T(-1);
+    if (written != rows * cols) return fail("transposed part: elements written", rows, cols, 0, written, rows * cols);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -273,6 +301,11 @@ int main() {
       check_tasks<float>(n, n, n, side, false, true, false);
       check_tasks<double>(n, 70, 20, side, false, false, false);
       check_tasks<double>(n, n, 150, side, true, true);
+    }
+  for (const bool from_panels : {false, true})
+    for (const bool to_panels : {false, true}) {
+      check_transpose_part<float>(from_panels, to_panels);
+      check_transpose_part<double>(from_panels, to_panels);
     }
   for (const int64_t piece : {16, 48, 100, 432, 5000}) check_ahead<float>(piece), check_ahead<double>(piece);
   std::printf("%s, %d failures\n", clone_name(), failures);

@@ -96,7 +96,7 @@ TRAJECTORIES = "tests/cpu/test_sam_trajectories.py"
 NORMS, SAM, RULES, STORAGE, ROOTS = (
     f"tests/cpu/test_{name}.py" for name in ("norms", "sam", "rules", "storage", "roots")
 )
-MATRIX_CORE = "tests/matrix/test_matrix_core.py"
+MATRIX_CORE, MATRIX_SIZES = "tests/matrix/test_matrix_core.py", "tests/cpu/test_workspace_sizes.py"
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
 DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/test_corners.py"
 ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
@@ -161,7 +161,7 @@ LISTED = (
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), (FORMULAS, *ENGINE)),
     *(
-        Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE,), skip=NO_RESULT)
+        Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE, MATRIX_SIZES), skip=NO_RESULT)
         for name in ("kernels.inc", "product.cpp", "product.h", "program.cpp")
     ),
     Target("csrc/matrix/ahead.h", "", (), (MATRIX_CORE,)),
