@@ -55,6 +55,27 @@ def bench_rule(race, device, case):
     race(mine, theirs, op=rule, case=f"{count} x {size} float32", **costs(rule, params, states))
 
 
+@pytest.mark.cases(quick={"4M": SIZES["quick"]}, full={"32M": SIZES["full"]})
+def bench_rules_beside_adamw(race, device, case):
+    """Every rule's bytes per second in the same rounds as AdamW's: machines drift by more than the rules differ."""
+    count, size = case
+
+    def ours(name: str, options: dict):
+        params = parameters([(size,)] * count, torch.float32, device)
+        return costs_of[name], getattr(steepest.optim, name)(params, **options).step
+
+    sizes = parameters([(size,)] * count, torch.float32, device)
+    costs_of = {"AdamW": costs("adam", sizes, 2)}
+    costs_of |= {name: costs(rule, sizes, states) for rule, (name, _, _, states) in RULES.items()}
+    adamw, step = ours("AdamW", dict(lr=1e-3))
+    others = {name: ours(name, options)[1] for name, options, _, _ in RULES.values()}
+    found = race(step, others, op="rules beside adamw", case=f"{count} x {size} float32", **adamw)
+    for name, peer in found.get("peers", {}).items():
+        peer["rate_of_ours"] = peer["ratio"] ** -1 * costs_of[name]["nbytes"] / adamw["nbytes"]
+        if "loop_ratio" in peer:
+            peer["loop_rate_of_ours"] = peer["loop_ratio"] ** -1 * costs_of[name]["nbytes"] / adamw["nbytes"]
+
+
 @pytest.mark.cases(
     quick={"1x4M": (1, 4 << 20), "500x64x64": (500, 4096), "2000x16": (2000, 16)},
     full={"1x32M": (1, 32 << 20), "2000x64x64": (2000, 4096), "10000x16": (10000, 16)},

@@ -145,6 +145,11 @@ class Row(NamedTuple):
         return "–" if self.ratio is None else f"{self.ratio:.2f}× ({self.quartiles[0]:.2f}–{self.quartiles[1]:.2f})"
 
 
+def in_table(figures: dict) -> bool:
+    """False for steps that move other bytes than ours: a sentence says their rates."""
+    return bool(figures) and not any("rate_of_ours" in peer for peer in figures["peers"].values())
+
+
 def row(figures: dict) -> Row:
     """The roof is the nearer one: copying what must be moved, or multiplying what must be computed."""
     copy, matmul = figures.get("of_copy", 0.0), figures.get("of_matmul", 0.0)
@@ -170,6 +175,8 @@ def results_table(path: Path) -> str:
         "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for entry in content["benchmarks"]:
+        if not in_table(entry["figures"]):
+            continue
         r = row(entry["figures"])
         lines.append(
             f"| {r.case} | {r.ours_ms:.4g} | {r.peer} | {r.peer_text} | {r.ratio_text} | {r.loop_text} "
@@ -193,14 +200,25 @@ def results_table(path: Path) -> str:
 
 
 def scaling_sentences(content: dict) -> list[str]:
-    """What each further tensor costs, for ours and the peers, where a sweep has measured it."""
+    """What each further tensor costs, for ours and the peers, where a sweep has measured it; the rules' rates."""
     sentences = []
     for entry in content["benchmarks"]:
         fits = {name: fit.get("us_per_added_tensor") for name, fit in entry["figures"].get("fit", {}).items()}
         if all(value is not None for value in fits.values()) and fits:
             costs = ", ".join(f"{name} {value:.3g} µs" for name, value in fits.items())
             sentences.append(f"A further tensor at the same total size costs: {costs}.")
+        sentences += rates_sentence(entry["figures"])
     return sentences
+
+
+def rates_sentence(figures: dict) -> list[str]:
+    """The other rules' bytes per second as shares of AdamW's, where both were timed in the same rounds."""
+    parts = []
+    for name, peer in figures["peers"].items():
+        if "rate_of_ours" in peer:
+            loop = f" ({peer['loop_rate_of_ours']:.1%} in a loop)" if "loop_rate_of_ours" in peer else ""
+            parts.append(f"{name} {peer['rate_of_ours']:.1%}{loop}")
+    return [f"Bytes per second, of AdamW's in the same rounds, {figures['case']}: {', '.join(parts)}."] if parts else []
 
 
 def ops_table() -> str:

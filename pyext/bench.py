@@ -188,9 +188,14 @@ def print_table(root: Path, file: Path) -> None:
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     content = table.read(file)
-    rows = [table.row(entry["figures"]) for entry in content["benchmarks"] if entry["figures"]]
-    if not rows:
-        return
+    rows = [table.row(entry["figures"]) for entry in content["benchmarks"] if table.in_table(entry["figures"])]
+    if rows:
+        print_rows(rows)
+    print("\n".join(table.scaling_sentences(content)))
+    print(f"copy {content['copy_GB_per_s']:.1f} GB/s, matmul {content['matmul_GFLOP_per_s']:.0f} GFLOP/s, measured")
+
+
+def print_rows(rows: list) -> None:
     cells = [
         (
             r.case,
@@ -221,5 +226,3 @@ def print_table(root: Path, file: Path) -> None:
             )
             view.add_row(*(Text(text, style=style if i == 4 else "") for i, text in enumerate(cell)))
         Console(width=None if sys.stdout.isatty() else 160).print(view)
-    print("\n".join(table.scaling_sentences(content)))
-    print(f"copy {content['copy_GB_per_s']:.1f} GB/s, matmul {content['matmul_GFLOP_per_s']:.0f} GFLOP/s, measured")

@@ -401,6 +401,18 @@ def test_ratios_in_a_loop_reach_the_table(monkeypatch, benchmark):
     assert table.row(found).loop_text == "–"
 
 
+def test_rates_of_other_rules_are_a_sentence_and_no_row(tmp_path):
+    peers = {
+        "Lion": {"ms": 0.5, "ratio": 0.5, "quartiles": [0.5, 0.5], "rate_of_ours": 0.96, "loop_rate_of_ours": 0.97},
+        "SGD": {"ms": 0.5, "ratio": 0.5, "quartiles": [0.5, 0.5], "rate_of_ours": 0.985},
+    }
+    rules = figures(op="rules", case="1 x 9", peers=peers)
+    assert table.in_table(figures()) and not table.in_table(rules) and not table.in_table({})
+    expected = "Bytes per second, of AdamW's in the same rounds, 1 x 9: Lion 96.0% (97.0% in a loop), SGD 98.5%."
+    assert table.scaling_sentences(content({}, {"a": rules})) == [expected]
+    assert table.scaling_sentences(content({"x": STEADY})) == []
+
+
 def test_a_peer_that_takes_too_long_is_left_out_with_the_reason(benchmark):
     import time
 
