@@ -319,12 +319,39 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "for (int64_t end = k >= kEvery ? k - kEvery : 0; k > end; --k, a += lda, b += ldb) {",
         ),
     },
+    "csrc/matrix/program.cpp": {
+        "an operation's last phase again, with the same numbers": (
+            "case STEEPEST_MATRIX_SYMMETRISE: return 4;",
+            "case STEEPEST_MATRIX_NORM: return 3;",
+        ),
+        "a task without rows": (
+            "return (d.rows + rows_per_task(d) + 1) / rows_per_task(d);",
+            "return (d.rows + rows_per_task(d)) / rows_per_task(d);",
+        ),
+        "up to a multiple of 8 the same": (
+            "int64_t scratch_panel(const steepest_matrix_operand &x) { return round_up(std::max<int64_t>(2, x.rows), "
+            "kStrip) * kPanel; }",
+        ),
+    },
     "csrc/matrix/product.h": {
+        "whoever asks ends where the columns do": tuple(
+            f"int64_t together(int64_t j) const {{ return panel ? std::min(kPanel - j % kPanel, {panels}) : {rows}; }}"
+            for panels, rows in (
+                ("cols + j", "cols - j"),
+                ("cols", "cols - j"),
+                ("cols - j", "cols + j"),
+                ("cols - j", "cols"),
+            )
+        ),
         "with d in its place: an element of c is read before that of d is written": (
             "alignas(64) T c[kStrip / kPanel];",
         ),
     },
     "csrc/matrix/product.cpp": {
+        "an empty block": (
+            "for (int64_t i = r.top; i <= r.bottom; i += kPanel) {",
+            "if (end <= r.bottom) transpose_part(d, end, i, r.bottom - end, end - i, d, i, end);",
+        ),
         "there is one panel": (
             "transpose_part(x, first, k, width, count, Operand<T>{to, count, kPanel, kPanel, 1}, 0, 0);",
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -21,6 +22,9 @@ from mutation_workspace import KILLED, SURVIVED, Verdict, Workspace
 ROUNDS = 12  # of leaving out lines that do not compile with switches
 ANSWER_SECONDS = 1800
 NOT_EXECUTED = "no check executes it"
+OF_THE_COMPILER = re.compile(
+    r"constexpr|^(alignas\(\d+\) )?\w+ \w+\["
+)  # constants and bounds of arrays: no switch is asked
 
 
 class Switched(Workspace):
@@ -157,7 +161,7 @@ class Switched(Workspace):
         finally:
             if original is not None:
                 place.write_text(original)
-        if answer["alone"] and (python or mutant.rule == "constant" or "constexpr" in mutant.before):
+        if answer["alone"] and (python or mutant.rule == "constant" or OF_THE_COMPILER.search(mutant.before)):
             return None
         status = KILLED if answer["by"] else SURVIVED
         by = answer["by"] or ("" if python or answer["executed"] else NOT_EXECUTED)
