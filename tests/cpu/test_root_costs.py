@@ -17,7 +17,8 @@ def test_what_composite_costs_in_products():
     assert composite_in_products(2, 10, True, "torch", whole=True) == 13.6 * 21
     for n in (0, 1):
         assert composite_in_products(n, 10, False, "torch", whole=True) == 10 * 41
-    assert composite_in_products(64, 10, False, "torch") == 10 * symmetric_fraction(64, "cpu") * (1 + 40 / 64)
+    assert symmetric_fraction(2048, "cpu") < 1
+    assert composite_in_products(2048, 10, False, "torch") == 10 * symmetric_fraction(2048, "cpu") * (1 + 40 / 2048)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])

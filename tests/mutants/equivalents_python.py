@@ -144,6 +144,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if todo.p <= 4:  # a fourth root of the smallest float32 number is far from that",
             "if todo.p < 5:  # a fourth root of the smallest float32 number is far from that",
         ),
+        "without a ridge a zero block has no finite root": ("if ridge >= 0:",),
         "divided by 1 or NaN": ("x /= torch.where(finite, 1.0, torch.nan)[:, None, None]",),
         "a number without a matrix": (
             "factor = verbs.combination(m, alpha=c[2], beta=c[3] if len(c) == 4 else 0.5, "

@@ -327,7 +327,12 @@ JUDGES = {
     ),
     "pyext/matrix/native.py": (
         "^(polar|inverse_root)",
-        ("tests/cpu/test_native.py", "tests/cpu/test_native_layouts.py", NATIVE_PROGRAMS),
+        (
+            "tests/cpu/test_matrix_scratch.py",
+            "tests/cpu/test_native.py",
+            "tests/cpu/test_native_layouts.py",
+            NATIVE_PROGRAMS,
+        ),
     ),
     "pyext/matrix/root_plan.py": (
         "^inverse_root",
