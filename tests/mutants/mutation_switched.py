@@ -22,9 +22,8 @@ from mutation_workspace import KILLED, SURVIVED, Verdict, Workspace
 ROUNDS = 12  # of leaving out lines that do not compile with switches
 ANSWER_SECONDS = 1800
 NOT_EXECUTED = "no check executes it"
-OF_THE_COMPILER = re.compile(
-    r"constexpr|^(alignas\(\d+\) )?\w+ \w+\["
-)  # constants and bounds of arrays: no switch is asked
+# Constants and bounds of arrays: these ask no switch.
+OF_THE_COMPILER = re.compile(r"constexpr|^(alignas\(\d+\) )?\w+ [\w*, ]*\[")
 
 
 class Switched(Workspace):
