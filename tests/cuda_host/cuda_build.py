@@ -94,7 +94,7 @@ class Builder:
                 self.engine_object(engine if everything or name in changed else CSRC, name, defines, sanitizer)
                 for name in CUDA_SOURCES
             ]
-            compile_([*instrumented(sanitizer), *objects, *self.common, "-fopenmp", "-pthread", "-o", target])
+            compile_([*aligned(), *instrumented(sanitizer), *objects, *self.common, "-fopenmp", "-pthread", "-o", target])
             self.programs[key] = target
         return self.programs[key]
 
@@ -103,7 +103,7 @@ class Builder:
         if key not in self.objects:
             target = self.folder / f"{name}-{len(self.objects)}.o"
             as_host_code = ["-include", "cuda_shim.h", "-x", "c++", "-c", engine / "engine" / name]
-            options = [*FLAGS, *instrumented(sanitizer), *defines, f"-I{engine}", *INCLUDES]
+            options = [*FLAGS, *aligned(), *instrumented(sanitizer), *defines, f"-I{engine}", *INCLUDES]
             compile_([*options, *as_host_code, "-fopenmp", "-pthread", "-o", target])
             self.objects[key] = target
         return self.objects[key]
@@ -118,6 +118,11 @@ def instrumented(sanitizer: str) -> list[str]:
 def can_link(sanitizer: str) -> bool:
     source = "int main() { return 0; }"
     return call([CXX, f"-fsanitize={sanitizer}", "-x", "c++", "-", "-o", os.devnull], input=source).returncode == 0
+
+
+def aligned() -> list[str]:
+    """A vector at an address that is no multiple of its size is a fault on a GPU, and none on x86."""
+    return ["-fsanitize=alignment", "-fno-sanitize-recover=alignment"] if can_link("alignment") else []
 
 
 def need(sanitizer: str) -> None:
