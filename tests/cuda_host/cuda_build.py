@@ -94,7 +94,9 @@ class Builder:
                 self.engine_object(engine if everything or name in changed else CSRC, name, defines, sanitizer)
                 for name in CUDA_SOURCES
             ]
-            compile_([*aligned(), *instrumented(sanitizer), *objects, *self.common, "-fopenmp", "-pthread", "-o", target])
+            compile_(
+                [*aligned(), *instrumented(sanitizer), *objects, *self.common, "-fopenmp", "-pthread", "-o", target]
+            )
             self.programs[key] = target
         return self.programs[key]
 
