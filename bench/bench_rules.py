@@ -57,23 +57,25 @@ def bench_rule(race, device, case):
 
 @pytest.mark.cases(quick={"4M": SIZES["quick"]}, full={"32M": SIZES["full"]})
 def bench_rules_beside_adamw(race, device, case):
-    """Every rule's bytes per second in the same rounds as AdamW's: machines drift by more than the rules differ."""
+    """Every rule's bytes per second in the same rounds as AdamW's: machines drift by more than the rules differ.
+
+    `bench_rule` and `bench_adamw.py` compare what these steps compute with the peers'.
+    """
     count, size = case
 
-    def ours(name: str, options: dict):
+    def runner(name: str, options: dict, op: str, states: int):
         params = parameters([(size,)] * count, torch.float32, device)
-        return costs_of[name], getattr(steepest.optim, name)(params, **options).step
+        return getattr(steepest.optim, name)(params, **options).step, costs(op, params, states)
 
-    sizes = parameters([(size,)] * count, torch.float32, device)
-    costs_of = {"AdamW": costs("adam", sizes, 2)}
-    costs_of |= {name: costs(rule, sizes, states) for rule, (name, _, _, states) in RULES.items()}
-    adamw, step = ours("AdamW", dict(lr=1e-3))
-    others = {name: ours(name, options)[1] for name, options, _, _ in RULES.values()}
-    found = race(step, others, op="rules beside adamw", case=f"{count} x {size} float32", **adamw)
+    adamw, least = runner("AdamW", dict(lr=1e-3), "adam", 2)
+    others = {name: runner(name, options, rule, states) for rule, (name, options, _, states) in RULES.items()}
+    steps = {name: step for name, (step, _) in others.items()}
+    found = race(adamw, steps, op="rules beside adamw", case=f"{count} x {size} float32", **least)
     for name, peer in found.get("peers", {}).items():
-        peer["rate_of_ours"] = peer["ratio"] ** -1 * costs_of[name]["nbytes"] / adamw["nbytes"]
+        bytes_of_ours = others[name][1]["nbytes"] / least["nbytes"]
+        peer["rate_of_ours"] = bytes_of_ours / peer["ratio"]
         if "loop_ratio" in peer:
-            peer["loop_rate_of_ours"] = peer["loop_ratio"] ** -1 * costs_of[name]["nbytes"] / adamw["nbytes"]
+            peer["loop_rate_of_ours"] = bytes_of_ours / peer["loop_ratio"]
 
 
 @pytest.mark.cases(
