@@ -24,7 +24,7 @@ def compact(raw: dict) -> dict:
     """What claims, tables, plots and comparisons need of a pytest-benchmark file, every time by round.
 
     Schema 2: command, scale, date, commit, machine as in `steepest.info()`, measured rates, and per benchmark its name,
-    `rounds_ms` and `figures`, which are those of bench/racing.py.
+    `rounds_ms` and `figures`, which are those of bench/racing.py; a `note`, written by hand, where it is not one run.
     """
     machine = raw["machine_info"]
     rows = [
@@ -192,6 +192,8 @@ def results_table(path: Path) -> str:
         "where every runner's calls follow one another, as timing loops have it, and the ratio there. "
         f"`{content['command']}`; file `{path.relative_to(ROOT)}`.",
     ]
+    if "note" in content:
+        lines[-1] += f" {content['note']}"
     for name in ("scaling", "roofline"):
         plot = PLOTS / f"{path.parent.name}-{name}.svg"
         if plot.exists():
