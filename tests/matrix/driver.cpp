@@ -262,6 +262,41 @@ void check_transpose_part(bool from_panels, bool to_panels) {
   }
 }
 
+// Y = (A + A^T) / (2 r) with its sizes, and A / ||A||, of matrices that several tasks share from some 130 rows on.
+template <class T>
+void check_of_whole_matrices(int64_t n, int64_t m, int threads) {
+  Array<T> a(n, n, 3, 1), y(n, n, 5, 2), x(n, m, 1, 3), u(n, m, 2, 1);
+  Array<double> sizes(1, 2, 0, 1);
+  run({a.operand(), y.operand(), sizes.operand(), x.operand(), u.operand()},
+      {{STEEPEST_MATRIX_SYMMETRISE, 0, 1, 0, -1, 2, 1, 0, 0}, {STEEPEST_MATRIX_NORMALISE, 0, 4, 3, -1, -1, 2, 0, 0}}, threads);
+  double largest = 0, squares = 0, total = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < n; ++j) sum += std::fabs(a.get(i, j, false) + a.get(j, i, false)) / 2;
+    largest = std::max(largest, sum);
+    for (int64_t j = 0; j < m; ++j) total += x.get(i, j, false) * x.get(i, j, false);
+  }
+  // Sums and quotients are of doubles; elements are rounded by their sum, by their quotient and at the end.
+  const double unit = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24, of_sums = static_cast<double>(n * n + n * m) * 0x1p-53;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j) {
+      const double expected = (a.get(i, j, false) + a.get(j, i, false)) / (2 * largest), off = y.get(i, j, false) - expected;
+      const double bound = (4 * unit + of_sums) * (std::fabs(a.get(i, j, false)) + std::fabs(a.get(j, i, false))) / largest;
+      squares += expected * expected;
+      if (!(std::fabs(off) <= bound)) return fail("symmetrised", i, j, n, off, bound);
+    }
+    for (int64_t j = 0; j < m; ++j) {
+      const double expected = 2 * x.get(i, j, false) / std::sqrt(total), off = u.get(i, j, false) - expected;
+      const double bound = (2 * unit + of_sums) * std::fabs(expected);
+      if (!(std::fabs(off) <= bound)) return fail("normalised", i, j, n, off, bound);
+    }
+  }
+  const double expected[] = {largest, std::sqrt(squares)};
+  for (int k = 0; k < 2; ++k)
+    if (!(std::fabs(sizes.at[k] - expected[k]) <= (4 * unit + of_sums) * expected[k]))
+      return fail("size", n, m, k, sizes.at[k], expected[k]);
+}
+
 }  // namespace
 
 int main() {
@@ -306,6 +341,11 @@ int main() {
     for (const bool to_panels : {false, true}) {
       check_transpose_part<float>(from_panels, to_panels);
       check_transpose_part<double>(from_panels, to_panels);
+    }
+  for (const int64_t n : {1, 7, 50, 150, 300})
+    for (const int threads : {1, 3}) {
+      check_of_whole_matrices<float>(n, 2 * n + 1, threads);
+      check_of_whole_matrices<double>(n, 2 * n + 1, threads);
     }
   for (const int64_t piece : {16, 48, 100, 432, 5000}) check_ahead<float>(piece), check_ahead<double>(piece);
   std::printf("%s, %d failures\n", clone_name(), failures);

@@ -320,6 +320,18 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/matrix/program.cpp": {
+        "together() ends where the columns do": ("n = std::min({cols + j, x.together(j)...});",),
+        "the second task, if it begins at row 1, writes the same number": ("if (begin > 1) return;",),
+        "the same number where both are equal": (
+            "growth = std::isnan(ratio) || ratio >= growth ? ratio : growth;",
+            "double bound = norm >= 1 ? 1.0 : norm;  // NaN stays",
+            "bound = std::isnan(grown) || grown <= bound ? grown : bound;",
+            "for (int64_t i = 0; i < d.rows; ++i) largest = std::isnan(sums_[i]) || sums_[i] >= largest ? sums_[i] : "
+            "largest;",
+        ),
+        "zeros stay zeros": (
+            "const double factor = std::isfinite(largest) ? 0.5 * op.alpha / (largest > 0 ? largest : 3.0)",
+        ),
         "an operation's last phase again, with the same numbers": (
             "case STEEPEST_MATRIX_SYMMETRISE: return 4;",
             "case STEEPEST_MATRIX_NORM: return 3;",

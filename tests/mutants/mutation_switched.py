@@ -22,7 +22,8 @@ from mutation_workspace import KILLED, SURVIVED, Verdict, Workspace
 ROUNDS = 12  # of leaving out lines that do not compile with switches
 ANSWER_SECONDS = 1800
 NOT_EXECUTED = "no check executes it"
-# Constants and bounds of arrays: these ask no switch.
+# Constants and bounds of arrays ask no switch; other lines with `constexpr` may.
+CONSTANT = re.compile(r"^(static |inline )*constexpr [^(]*=|^(alignas\(\d+\) )?(?!return )\w+ [\w*, ]*\[[^=]*;")
 OF_THE_COMPILER = re.compile(r"constexpr|^(alignas\(\d+\) )?\w+ [\w*, ]*\[")
 
 
@@ -144,7 +145,7 @@ class Switched(Workspace):
         target, begin = self.serving, time.perf_counter()
         python = target.file.endswith(".py")
         number = self.numbers.get(mutant, 0)
-        if not python and number not in self.compiled:
+        if not python and (number not in self.compiled or CONSTANT.search(mutant.before)):
             return None
         place, original = self.place_of(target), None
         try:

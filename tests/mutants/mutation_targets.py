@@ -106,7 +106,7 @@ PAGE_ENDS, SURVEYS, ENGINE_CORNERS = (
     f"tests/cpu/test_{name}.py" for name in ("page_ends", "surveys", "engine_corners")
 )
 ENGINE = (ENGINE_CORNERS, PAGE_ENDS, ADAMW_STEP, STORAGE)
-NATIVE_PROGRAMS = "tests/cpu/test_native_programs.py"
+NATIVE_PROGRAMS, NATIVE_SIZES = "tests/cpu/test_native_programs.py", "tests/cpu/test_native_sizes.py"
 TRITON_CORNERS = "tests/interpret/test_triton_corners.py"
 # Of the CUDA source on the host: sanitizers compile switches for minutes, and what they see is no result.
 SLOW_HOST = "(mutations or sanitizers or 2_to_32)"
@@ -161,8 +161,11 @@ LISTED = (
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/storage_stages.cpp", "^(adam|sgd|perturb)", ("cpu",), (FORMULAS, *ENGINE)),
     *(
-        Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), (MATRIX_CORE, MATRIX_SIZES), skip=NO_RESULT)
-        for name in ("kernels.inc", "product.cpp", "product.h", "program.cpp")
+        Target(f"csrc/matrix/{name}", "polar|inverse_root", ("cpu",), tests, skip=NO_RESULT)
+        for name, tests in (
+            *((name, (MATRIX_CORE, MATRIX_SIZES)) for name in ("kernels.inc", "product.cpp", "product.h")),
+            ("program.cpp", (NATIVE_SIZES, MATRIX_CORE, MATRIX_SIZES)),
+        )
     ),
     Target("csrc/matrix/ahead.h", "", (), (MATRIX_CORE,)),
     Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),

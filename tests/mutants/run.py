@@ -148,6 +148,7 @@ def main() -> int:
         print(f"{outdated} of those killed were so by what has changed since")
         return summary(work, found, options.only, 0.0)
     left = [(target, mutant) for target, mutant in work if mutant not in found]
+    left.sort(key=lambda each: record.get(each[1], True) is not None)  # those that survived before come last
     print(f"{len(work)} mutants, {len(found)} known from {options.record}" if found else f"{len(work)} mutants")
     verdicts = run(left, options.jobs, begin + 60 * options.minutes, options.together)
     for number, (_, mutant, verdict) in enumerate(verdicts, 1):
