@@ -99,7 +99,8 @@ NORMS, SAM, RULES, STORAGE, ROOTS = (
 MATRIX_CORE, MATRIX_SIZES = "tests/matrix/test_matrix_core.py", "tests/cpu/test_workspace_sizes.py"
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
 DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/test_corners.py"
-ZOO, CUDA_HOST = "tests/cpu/test_zoo.py", "tests/cuda_host/test_cuda_host.py"
+ZOO = "tests/cpu/test_zoo.py"
+CUDA_HOST, CUDA_PLAN = "tests/cuda_host/test_cuda_host.py", "tests/cuda_host/test_cuda_plan.py"
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
 PAGE_ENDS, SURVEYS, ENGINE_CORNERS = (
@@ -154,7 +155,7 @@ LISTED = (
     Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (PAGE_ENDS, SURVEYS, NORMS, SAM), skip="prefetch"),
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
-    Target("csrc/engine/cuda_plan.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
+    Target("csrc/engine/cuda_plan.h", "", (), (CUDA_PLAN, CUDA_HOST), without=SLOW_HOST),
     Target("csrc/engine/cuda.cu", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_step.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
@@ -178,7 +179,7 @@ LISTED = (
         Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_HOST,), without=SLOW_HOST)
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
     ),
-    Target("csrc/engine/live.h", "", (), (CUDA_HOST,), without=SLOW_HOST),  # what only CUDA calls read
+    Target("csrc/engine/live.h", "", (), (CUDA_PLAN, CUDA_HOST), without=SLOW_HOST),  # what only CUDA calls read
     *(
         Target(f"csrc/engine/{name}", "perturb", ("cpu",), (MEASURE, CAPTURABLE, NORMS))
         for name in ("measure.cpp", "measure.h")
