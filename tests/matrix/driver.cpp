@@ -209,29 +209,55 @@ template <class T>
 void check_ahead(int64_t piece) {
   using namespace steepest::matrix;
   constexpr int64_t kRows = 40, kApart = kRows * kPanel, kPanels = 5;
-  std::vector<T> memory(2 * kPanels * kApart);
+  // Rows from `top` on, columns from `left` on, and the panels that these lie in.
+  struct Part {
+    int64_t top, rows, left, cols, first, last;
+  };
+  const Part parts[] = {{3, 9, 47, 2, 0, 1}, {0, 40, 96, 97, 2, 4}, {7, 1, 100, 1, 2, 2}, {5, 3, 0, 96, 0, 1}, {39, 1, 48, 192, 1, 4}};
+  std::vector<T> memory(kPanels * kApart);
   const Operand<T> x = {memory.data(), kRows, kPanels * kPanel, kPanel, kApart};
-  const Operand<T> y = {memory.data() + kPanels * kApart, kRows, kPanels * kPanel, kPanel, kApart};
-  Ahead<T> ahead;
-  ahead.add({memory.data(), kRows, 100, 100, 0}, 0, 8, 0, 48);  // not in panels
-  ahead.add(x, 0, 0, 0, 48), ahead.add(x, 0, -3, 0, 48), ahead.add(x, 0, 8, 0, 0), ahead.add(x, 0, 8, 0, -1);
-  ahead.add(x, 3, 9, 47, 2);     // rows 3 to 11 of panels 0 and 1
-  ahead.add(y, 0, 40, 96, 97);   // all rows of panels 2, 3 and 4
-  std::vector<int> asked(memory.size());
-  int64_t pieces = 0;
-  for (const T *at; (at = ahead.take(piece)); ++pieces) {
-    const int64_t begin = at - memory.data(), panel_end = (begin / kApart + 1) * kApart;
-    const int64_t end = begin < kPanels * kApart ? begin / kApart * kApart + 12 * kPanel : panel_end;
-    for (int64_t i = begin; i < std::min(begin + piece, end); ++i) ++asked[i];
+  for (const Part &one : parts)
+    for (const Part &two : parts) {
+      Ahead<T> ahead;
+      ahead.add({memory.data(), kRows, 100, 100, 0}, 0, 8, 0, 48);  // not in panels
+      ahead.add(x, 0, 0, 0, 48), ahead.add(x, 0, -3, 0, 48), ahead.add(x, 0, 8, 0, 0), ahead.add(x, 0, 8, 0, -1);
+      ahead.add(x, one.top, one.rows, one.left, one.cols), ahead.add(x, two.top, two.rows, two.left, two.cols);
+      for (const Part &part : {one, two})
+        for (int64_t panel = part.first; panel <= part.last; ++panel)
+          for (int64_t at = 0; at < part.rows * kPanel; at += piece) {
+            const T *const expected = x.place(part.top, panel * kPanel) + at, *const found = ahead.take(piece);
+            if (found != expected) return fail("ahead", part.top, part.left, piece, found - memory.data(), expected - memory.data());
+          }
+      if (ahead.take(piece)) return fail("ahead: more than was asked for", one.left, two.left, piece, 1, 0);
+    }
+}
+
+// The workspace may begin at any byte; nothing before its first and behind its last is touched.
+void check_workspace_places() {
+  Array<float> a(30, 50, 3, 1), d(30, 50, 2, 1);
+  steepest_matrix_operand scratch = a.operand();
+  scratch.data = nullptr;
+  const steepest_matrix_operand operands[] = {scratch, a.operand(), d.operand()};
+  const steepest_matrix_op ops[] = {{STEEPEST_MATRIX_COMBINE, 0, 0, 1, -1, -1, 2, 0, 0},
+                                    {STEEPEST_MATRIX_COMBINE, 0, 2, 0, -1, -1, 2, 0, 0}};
+  const steepest_matrix_program program = {sizeof program, 1, 3, operands, 2, ops};
+  steepest_exec exec = {};
+  exec.struct_size = sizeof exec;
+  exec.num_threads = 1;
+  uint64_t bytes = 0;
+  must(steepest_matrix_workspace_size(&exec, &program, &bytes));
+  constexpr int64_t kBefore = 128;
+  for (int64_t shift = 0; shift < 64; ++shift) {
+    const auto memory = std::make_unique<unsigned char[]>(kBefore + shift + bytes);
+    std::fill_n(memory.get(), kBefore + shift + bytes, 0xa5);
+    std::fill_n(d.at, 29 * d.ld + 50, std::numeric_limits<float>::quiet_NaN());
+    must(steepest_matrix_run(&exec, &program, memory.get() + kBefore + shift, bytes, nullptr));
+    for (int64_t i = 0; i < kBefore + shift; ++i)
+      if (memory[i] != 0xa5) return fail("before the workspace", shift, i - kBefore - shift, 0, memory[i], 0xa5);
+    for (int64_t i = 0; i < 30; ++i)
+      for (int64_t j = 0; j < 50; ++j)
+        if (d.get(i, j, false) != 4 * a.get(i, j, false)) return fail("workspace", shift, i, j, d.get(i, j, false), 4 * a.get(i, j, false));
   }
-  for (int64_t i = 0; i < static_cast<int64_t>(asked.size()); ++i) {
-    const int64_t panel = i / kApart, row = i % kApart / kPanel;
-    const int expected = panel < 2 ? row >= 3 && row < 12 : panel >= kPanels + 2;
-    if (asked[i] != expected) return fail("ahead: element", panel, row, piece, asked[i], expected);
-  }
-  const auto of_a_panel = [&](int64_t rows) { return (rows * kPanel + piece - 1) / piece; };
-  const int64_t expected = 2 * of_a_panel(9) + 3 * of_a_panel(40);
-  if (pieces != expected || ahead.take(piece)) fail("ahead: pieces", piece, 0, 0, pieces, expected);
 }
 
 // A part onto another, in rows and in panels, and nothing beside it.
@@ -347,6 +373,7 @@ int main() {
       check_of_whole_matrices<float>(n, 2 * n + 1, threads);
       check_of_whole_matrices<double>(n, 2 * n + 1, threads);
     }
+  check_workspace_places();
   for (const int64_t piece : {16, 48, 100, 432, 5000}) check_ahead<float>(piece), check_ahead<double>(piece);
   std::printf("%s, %d failures\n", clone_name(), failures);
   return failures != 0;

@@ -320,6 +320,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/matrix/program.cpp": {
+        "a workspace that is aligned already is begun one line later, for which it has room": (
+            "char *const memory = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(workspace) + kAlign) / kAlign "
+            "* kAlign);",
+        ),
         "together() ends where the columns do": ("n = std::min({cols + j, x.together(j)...});",),
         "the second task, if it begins at row 1, writes the same number": ("if (begin > 1) return;",),
         "the same number where both are equal": (
