@@ -64,10 +64,10 @@ class Judge:
         if unchanged.status != SURVIVED:
             raise RuntimeError(f"{target.file} FAILs without any change: {unchanged.by}")
 
-    def judge(self, target: Target, mutant: Mutant, together: bool = False) -> Verdict | None:
+    def judge(self, target: Target, mutant: Mutant, how: str = "") -> Verdict | None:
         """None, when it is to be tried together with others, for one that has to be compiled alone."""
-        found = self.switched.try_switched(mutant)
-        return found if found or together else self.try_alone(target, mutant)
+        found = None if how == "alone" else self.switched.try_switched(mutant)
+        return found if found or how == "together" else self.try_alone(target, mutant)
 
     def try_alone(self, target: Target, mutant: Mutant) -> Verdict:
         if not self.alone_is_built:
@@ -82,9 +82,11 @@ class Judge:
 
 
 def run(
-    work: list[Work], jobs: int, until: float = float("inf"), together: bool = False
+    work: list[Work], jobs: int, until: float = float("inf"), how: str = ""
 ) -> Iterator[tuple[Target, Mutant, Verdict]]:
-    """Verdicts as they come, begun before `until` (time.perf_counter); together: without those compiled alone."""
+    """Verdicts as they come, begun before `until` (time.perf_counter).
+
+    how: "together" without those that must be compiled alone, "alone" to compile each by itself."""
     prepare_process_server()
     targets = list(dict.fromkeys(target for target, _ in work))
     jobs = max(1, min(jobs, len(targets)))
@@ -97,14 +99,16 @@ def run(
 
         def all_of_some_targets(judge: Judge) -> None:
             try:
-                judge.switched.configure()
+                if how != "alone":
+                    judge.switched.configure()
                 while time.perf_counter() < until:
                     target = waiting.get_nowait()
-                    judge.begin(target)
+                    if how != "alone":
+                        judge.begin(target)
                     for mutant in (mutant for t, mutant in work if t is target):
                         if time.perf_counter() >= until:
                             return
-                        if verdict := judge.judge(target, mutant, together):
+                        if verdict := judge.judge(target, mutant, how):
                             found.put((target, mutant, verdict))
             except queue.Empty:
                 pass
@@ -126,7 +130,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no mutant after this time")
-    parser.add_argument("--together", action="store_true", help="leave out those that have to be compiled alone")
+    parser.add_argument(
+        "--how",
+        default="",
+        choices=("", "together", "alone"),
+        help="together: leave out those that have to be compiled alone; alone: compile each by itself",
+    )
     parser.add_argument("--record", metavar="FILE", default=str(VERDICTS), help="where verdicts are kept")
     parser.add_argument("--count", action="store_true", help="count what the record holds, run nothing")
     parser.add_argument("--list", action="store_true", help="name the mutants, run nothing")
@@ -150,7 +159,7 @@ def main() -> int:
     left = [(target, mutant) for target, mutant in work if mutant not in found]
     left.sort(key=lambda each: record.get(each[1], True) is not None)  # those that survived before come last
     print(f"{len(work)} mutants, {len(found)} known from {options.record}" if found else f"{len(work)} mutants")
-    verdicts = run(left, options.jobs, begin + 60 * options.minutes, options.together)
+    verdicts = run(left, options.jobs, begin + 60 * options.minutes, options.how)
     for number, (_, mutant, verdict) in enumerate(verdicts, 1):
         found[mutant] = verdict
         record.put(mutant, verdict)
