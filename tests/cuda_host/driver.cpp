@@ -266,6 +266,55 @@ int step_far_end(int64_t tile) {
   return 0;
 }
 
+// Every whole vector between a tensor's ends is accessed 16 bytes at a time: which elements are makes no difference to
+// results.
+int count_wide_accesses() {
+  struct Types {
+    int32_t rule, param, state;
+  };
+  const Types types[] = {{STEEPEST_SGD, STEEPEST_FLOAT32, STEEPEST_FLOAT32},
+                         {STEEPEST_ADAM, STEEPEST_FLOAT32, STEEPEST_FLOAT32},
+                         {STEEPEST_ADAM, STEEPEST_BFLOAT16, STEEPEST_FLOAT32},
+                         {STEEPEST_ADAM, STEEPEST_FLOAT16, STEEPEST_FLOAT16}};
+  steepest_hyper hyper{};
+  hyper.lr = 1e-2, hyper.beta1 = 0.9, hyper.beta2 = 0.99, hyper.eps = 1e-8, hyper.step = 1;
+  int64_t checked = 0;
+  for (const auto &[rule, param, state] : types)
+    for (const int64_t numel : {1, 3, 4, 7, 8, 9, 15, 16, 23, 40, 127, 128, 129, 136, 300})
+      for (int64_t shift = 0; shift < static_cast<int64_t>(16 / lists::size_of(param)); ++shift)
+        for (const bool apart : {false, true}) {
+          const int64_t vector = 16 / lists::size_of(param), states = rule == STEEPEST_ADAM ? 2 : 0;
+          const auto bytes = [&](int32_t dtype) { return numel * lists::size_of(dtype); };
+          const auto offset = [&](int32_t dtype) { return shift * lists::size_of(dtype); };
+          lists::Array memory[] = {{bytes(param), offset(param)},
+                                   {bytes(param), (offset(param) + apart * lists::size_of(param)) % 16},
+                                   {bytes(state), offset(state) % 16},
+                                   {bytes(state), offset(state) % 16}};
+          void *address[4];
+          for (int role = 0; role < 4; ++role) std::memset(address[role] = memory[role].data(), 0, memory[role].bytes());
+          steepest_step_args a{};
+          a.struct_size = sizeof a;
+          a.num_tensors = 1, a.numel = &numel;
+          a.rule = rule;
+          a.params = &address[0], a.grads = &address[1];
+          for (int k = 0; k < states; ++k) a.states[k] = &address[2 + k];
+          a.param_dtype = a.grad_dtype = param, a.state_dtype = state;
+          a.num_hyper = 1, a.hyper = &hyper;
+          shim::wide_loads = shim::wide_stores = 0;
+          EXPECT(step(on(STEEPEST_CUDA), a) == STEEPEST_OK, "%s", steepest_last_error());
+          const int64_t head = (vector - shift) % vector, whole = apart || numel < head ? 0 : (numel - head) / vector;
+          const int64_t of_states = states * static_cast<int64_t>(lists::size_of(state) / lists::size_of(param));
+          EXPECT(shim::wide_loads == whole * (2 + of_states) && shim::wide_stores == whole * (1 + of_states),
+                 "%lld elements from %lld on, %s: %lld wide loads and %lld stores, expected %lld and %lld",
+                 static_cast<long long>(numel), static_cast<long long>(shift), apart ? "apart" : "together",
+                 shim::wide_loads.load(), shim::wide_stores.load(), static_cast<long long>(whole * (2 + of_states)),
+                 static_cast<long long>(whole * (1 + of_states)));
+          ++checked;
+        }
+  std::printf("{\"checked\": %lld}\n", static_cast<long long>(checked));
+  return 0;
+}
+
 // Devices, streams, and what the runtime refuses.
 int use_devices() {
   lists::Coverage seen;
@@ -308,7 +357,8 @@ int main(int argc, char **argv) {
   if (command == "measures" && argc == 5) return compare_measures(number(2), static_cast<int>(number(3)), number(4));
   if (command == "launches" && argc == 6) return count_launches(number(2), number(3), number(4), number(5) != 0);
   if (command == "far" && argc == 3) return step_far_end(number(2));
+  if (command == "vectors" && argc == 2) return count_wide_accesses();
   if (command == "devices" && argc == 2) return use_devices();
-  std::fprintf(stderr, "usage: lists SEED COUNT LARGEST | measures SEED COUNT LARGEST | launches TENSORS NUMEL ROWS AMSGRAD | far TILE | devices\n");
+  std::fprintf(stderr, "usage: lists SEED COUNT LARGEST | measures SEED COUNT LARGEST | launches TENSORS NUMEL ROWS AMSGRAD | far TILE | vectors | devices\n");
   return 2;
 }

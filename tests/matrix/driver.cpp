@@ -53,12 +53,13 @@ void must(steepest_status status) {
   std::exit(2);
 }
 
-void run(std::vector<steepest_matrix_operand> operands, std::vector<steepest_matrix_op> ops, int threads) {
+void run(std::vector<steepest_matrix_operand> operands, std::vector<steepest_matrix_op> ops, int threads,
+         int64_t batch = 1) {
   steepest_exec exec = {};
   exec.struct_size = sizeof exec;
   exec.num_threads = threads;
   const steepest_matrix_program program = {sizeof program,
-                                           1,
+                                           batch,
                                            static_cast<int64_t>(operands.size()),
                                            operands.data(),
                                            static_cast<int64_t>(ops.size()),
@@ -323,6 +324,34 @@ void check_of_whole_matrices(int64_t n, int64_t m, int threads) {
       return fail("size", n, m, k, sizes.at[k], expected[k]);
 }
 
+// A chain of operations on a batch of matrices, by as many threads as come, equals that on each of them alone.
+void check_batch(int64_t n, int64_t batch, int threads, bool products) {
+  Array<float> a(batch * n, n, 0, 1), d(batch * n, n, 0, 2), alone(n, n, 0, 3);
+  const auto operand = [&](float *at) {
+    return steepest_matrix_operand{n, n, STEEPEST_MATRIX_FLOAT32, 0, at, n, n * n};
+  };
+  std::vector<steepest_matrix_operand> operands(5, operand(nullptr));
+  std::vector<steepest_matrix_op> ops = {{STEEPEST_MATRIX_SYMMETRIC, STEEPEST_MATRIX_TRANSPOSE_B, 1, 0, 0, -1, 1, 0, 0},
+                                         {STEEPEST_MATRIX_COMBINE, 0, 2, 1, -1, -1, 2, 0, 1},
+                                         {STEEPEST_MATRIX_NORMALISE, 0, 3, 2, -1, -1, 1, 0, 0},
+                                         {STEEPEST_MATRIX_PRODUCT, 0, 4, 3, 0, -1, 1, 0, 0}};
+  if (!products) {
+    ops.clear();
+    for (int32_t i = 0; i < 4; ++i) ops.push_back({STEEPEST_MATRIX_COMBINE, 0, i + 1, i, -1, -1, 2, 0, 1});
+  }
+  const auto chain = [&](float *from, float *to, int64_t matrices, int with) {
+    operands[0] = operand(from), operands[4] = operand(to);
+    run(operands, ops, with, matrices);
+  };
+  std::fill_n(d.at, batch * n * n, std::numeric_limits<float>::quiet_NaN());
+  chain(a.at, d.at, batch, threads);
+  for (int64_t k = 0; k < batch; ++k) {
+    chain(a.at + k * n * n, alone.at, 1, 1);
+    for (int64_t i = 0; i < n * n; ++i)
+      if (d.at[k * n * n + i] != alone.at[i]) return fail("batch: matrix", k, threads, i, d.at[k * n * n + i], alone.at[i]);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -374,6 +403,9 @@ int main() {
       check_of_whole_matrices<double>(n, 2 * n + 1, threads);
     }
   check_workspace_places();
+  for (int repeat = 0; repeat < 3; ++repeat) check_batch(40, 48, 4, true);  // matrices for threads that come free
+  check_batch(200, 2, 3, true);                                            // threads that share each
+  check_batch(1100, 2, 1, false);  // scratch beyond what is taken for one thread's
   for (const int64_t piece : {16, 48, 100, 432, 5000}) check_ahead<float>(piece), check_ahead<double>(piece);
   std::printf("%s, %d failures\n", clone_name(), failures);
   return failures != 0;

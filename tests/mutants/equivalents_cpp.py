@@ -324,6 +324,16 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "char *const memory = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(workspace) + kAlign) / kAlign "
             "* kAlign);",
         ),
+        "every chain takes its matrix before it reads the number": ("int64_t matrix_ = 1;",),
+        "how large a thread's part of a product is: time, not results": (
+            "Chain chain(p, offsets, mine, reinterpret_cast<double *>(mine + spread.scratch), 2);",
+        ),
+        "no operation uses the sums and the buffers": ("char *const buffers = mine + spread.scratch;",),
+        "one thread does it all, or is a team by itself: time": (
+            "if (spread.threads != 1) {",
+            "if (spread.threads == 2) {",
+        ),
+        "one after the other, whichever comes first": ("int64_t number = 1;",),
         "together() ends where the columns do": ("n = std::min({cols + j, x.together(j)...});",),
         "the second task, if it begins at row 1, writes the same number": ("if (begin > 1) return;",),
         "the same number where both are equal": (

@@ -100,7 +100,7 @@ MATRIX_CORE, MATRIX_SIZES = "tests/matrix/test_matrix_core.py", "tests/cpu/test_
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
 DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/test_corners.py"
 ZOO = "tests/cpu/test_zoo.py"
-CUDA_HOST, CUDA_PLAN = "tests/cuda_host/test_cuda_host.py", "tests/cuda_host/test_cuda_plan.py"
+CUDA_HOST, CUDA_PLAN, CUDA_VECTORS = (f"tests/cuda_host/test_cuda_{name}.py" for name in ("host", "plan", "vectors"))
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
 PAGE_ENDS, SURVEYS, ENGINE_CORNERS = (
@@ -156,7 +156,7 @@ LISTED = (
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/cuda_plan.h", "", (), (CUDA_PLAN, CUDA_HOST), without=SLOW_HOST),
-    Target("csrc/engine/cuda.cu", "", (), (CUDA_HOST,), without=SLOW_HOST),
+    Target("csrc/engine/cuda.cu", "", (), (CUDA_VECTORS, CUDA_HOST), without=SLOW_HOST),
     Target("csrc/engine/cuda_step.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_general.cu", "", (), (CUDA_HOST,), without=SLOW_HOST),

@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 
+#include <atomic>
 #include <cstddef>
 #include <thread>
 #include <vector>
@@ -23,9 +24,6 @@
 struct uint4 {
   unsigned x, y, z, w;
 } __attribute__((aligned(16)));
-
-inline uint4 __ldcs(const uint4 *from) { return *from; }
-inline void __stcs(uint4 *to, uint4 value) { *to = value; }
 
 inline unsigned atomicMax(unsigned *address, unsigned value) {
   unsigned old = __atomic_load_n(address, __ATOMIC_RELAXED);
@@ -55,9 +53,20 @@ inline int launch_device = -1;
 inline cudaStream_t launch_stream = nullptr;
 inline cudaError_t last_error = cudaSuccess;
 
+inline std::atomic<long long> wide_loads{0}, wide_stores{0};  // of 16 bytes
+
 inline thread_local pthread_barrier_t *block_barrier = nullptr;
 
 }  // namespace shim
+
+inline uint4 __ldcs(const uint4 *from) {
+  shim::wide_loads.fetch_add(1, std::memory_order_relaxed);
+  return *from;
+}
+inline void __stcs(uint4 *to, uint4 value) {
+  shim::wide_stores.fetch_add(1, std::memory_order_relaxed);
+  *to = value;
+}
 
 inline thread_local shim::Index threadIdx{0}, blockIdx{0};
 
