@@ -100,12 +100,12 @@ class Builder:
             self.programs[key] = target
         return self.programs[key]
 
-    def plan(self, defines: tuple = ()) -> Path:
-        """The checks of how lists are packed into launches, which need no CUDA and no shim."""
-        key = ("plan", defines)
+    def plan(self, name: str, defines: tuple = ()) -> Path:
+        """The checks NAME_plan.cpp of how lists are packed into launches, which need no CUDA and no shim."""
+        key = (name, defines)
         if key not in self.programs:
-            self.programs[key] = self.folder / f"plan-{len(self.programs)}"
-            compile_([*FLAGS, *defines, *INCLUDES, HERE / "plan_driver.cpp", "-o", self.programs[key]])
+            self.programs[key] = self.folder / f"{name}-{len(self.programs)}"
+            compile_([*FLAGS, *defines, *INCLUDES, HERE / f"{name}_plan.cpp", "-o", self.programs[key]])
         return self.programs[key]
 
     def engine_object(self, engine: Path, name: str, defines: tuple, sanitizer: str) -> Path:

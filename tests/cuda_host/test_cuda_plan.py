@@ -10,7 +10,7 @@ pytestmark = needs_compiler
 
 @pytest.mark.parametrize("defines", [(), SMALL, CUT], ids=["shipped", "small", "cut"])
 def test_every_element_lies_in_one_launch_with_its_scalars(builder, defines):
-    seen = result(run(builder.plan(defines), 1, 300))
+    seen = result(run(builder.plan("step", defines), 1, 300))
     assert seen["lists"] >= 300
     assert min(seen[kind] for kind in ("cut", "shifted", "apart", "several_rows", "live")) >= 1000, seen
     # Grids of five tiles end before an argument is full.

@@ -100,7 +100,9 @@ MATRIX_CORE, MATRIX_SIZES = "tests/matrix/test_matrix_core.py", "tests/cpu/test_
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
 DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/test_corners.py"
 ZOO = "tests/cpu/test_zoo.py"
-CUDA_HOST, CUDA_PLAN, CUDA_VECTORS = (f"tests/cuda_host/test_cuda_{name}.py" for name in ("host", "plan", "vectors"))
+CUDA_HOST, CUDA_PLAN, CUDA_PLANS, CUDA_VECTORS = (
+    f"tests/cuda_host/test_cuda_{name}.py" for name in ("host", "plan", "plans", "vectors")
+)
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
 PAGE_ENDS, SURVEYS, ENGINE_CORNERS = (
@@ -176,7 +178,7 @@ LISTED = (
     Target("csrc/formula/survey.h", "^(perturb|weight_norm|path_normalize)", ("cpu",), (KEPT, NORMS)),
     Target("csrc/formula/power.h", "^(perturb|adam)", ("cpu",), (KEPT,)),
     *(
-        Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_HOST,), without=SLOW_HOST)
+        Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_PLANS, CUDA_HOST), without=SLOW_HOST)
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
     ),
     Target("csrc/engine/live.h", "", (), (CUDA_PLAN, CUDA_HOST), without=SLOW_HOST),  # what only CUDA calls read

@@ -3,43 +3,20 @@
 // Addresses are numbers here: nothing is read or written.  Prints one line of JSON, or what is wrong; exit status 1 then.
 #include "engine/cuda_plan.h"
 
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
-#include <random>
 #include <vector>
+
+#include "plan_checks.h"
 
 namespace {
 
 using namespace steepest;
 using namespace steepest::cuda;
 
-#define EXPECT(condition)                                                              \
-  do {                                                                                 \
-    if (!(condition)) {                                                                \
-      std::fprintf(stderr, "%s:%d: list %d: %s\n", __FILE__, __LINE__, lists, #condition); \
-      std::exit(1);                                                                    \
-    }                                                                                  \
-  } while (0)
-
-std::mt19937_64 generator;
-int lists = 0;
 struct {
   long long launches, cut, shifted, apart, several_rows, live, full, far_apart;
 } seen;
-
-int64_t below(int64_t n) { return static_cast<int64_t>(generator() % static_cast<uint64_t>(n)); }
-bool one_in(int64_t n) { return below(n) == 0; }
-int bytes_of(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : dtype == STEEPEST_BLOCK8 ? 1 : 2; }
-
-// An address at `elements` elements of `size` bytes from a multiple of 16, never dereferenced.
-void *place(int size, int64_t elements) {
-  return reinterpret_cast<void *>((1 + below(int64_t{1} << 40)) * 64 + elements * size);
-}
-const void *after(const void *address, int64_t bytes) {
-  return address ? static_cast<const char *>(address) + bytes : nullptr;
-}
 
 template <class Rule>
 struct List {
@@ -338,7 +315,6 @@ int main(int, char **arguments) {
     check<PlainLaunch<Sgd<false>>>(false), check<PlainLaunch<Sgd<true>>>(false), check<PlainLaunch<Adam<true>>>(false);
     check<GeneralLaunch<Sgd<false>>>(true), check<GeneralLaunch<Sgd<true>>>(true), check<GeneralLaunch<Adam<true>>>(true);
   }
-  const auto print = [](const char *name, long long n) { std::printf("\"%s\": %lld, ", name, n); };
   std::printf("{");
   print("launches", seen.launches), print("cut", seen.cut), print("shifted", seen.shifted), print("apart", seen.apart);
   print("several_rows", seen.several_rows), print("live", seen.live), print("full", seen.full);
