@@ -258,7 +258,20 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "if (i <= n) {",
             "for (int64_t i = 0; i <= n; i += kSurveyLanes) {",
         ),
-        "of two equal numbers either": ("const int64_t m = n - i <= kSurveyLanes ? n - i : kSurveyLanes;",),
+        "of two equal numbers either": (
+            "const int64_t m = n - i <= kSurveyLanes ? n - i : kSurveyLanes;",
+            "largest = magnitude >= largest ? magnitude : largest;",
+            "const Bits largest = low.largest >= high.largest ? low.largest : high.largest;",
+            "for (int k = 0; k < kHalf; ++k) part.largest = largest[k] >= part.largest ? largest[k] : part.largest;",
+            "largest[k] = magnitude >= largest[k] ? magnitude : largest[k];",
+            "parts[k].largest = largest[k][lane] >= parts[k].largest ? largest[k][lane] : parts[k].largest;",
+        ),
+        "adds -0.0 or 0.0 to a sum that is 0.0 or more": (
+            "__attribute__((always_inline)) void operator()(Doubles &x) const { x = x <= 0.0 ? -x : x; }",
+        ),
+        "what is asked for in advance: speed alone": (
+            "constexpr int64_t kHalf = kSurveyLanes / 2, kAhead = 129;  // elements",
+        ),
     },
     "csrc/engine/plan.h": {
         CUT_AT_A_TENSORS_END: (
