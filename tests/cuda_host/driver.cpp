@@ -315,35 +315,65 @@ int count_wide_accesses() {
   return 0;
 }
 
-// Devices, streams, and what the runtime refuses.
-int use_devices() {
-  lists::Coverage seen;
-  lists::Random random{std::mt19937_64(5)};
-  lists::List list(random, 100, seen);
-  EXPECT(!list.skipped() && seen.elements > 0, "this seed gives a list with nothing to step");
-  const lists::List before(list);
-  const steepest_step_args args = list.args();
-
-  EXPECT(step(on(STEEPEST_CUDA, 7), args) == STEEPEST_ERROR_CUDA, "a device that is not there was accepted");
+// A call that cannot use its device, or whose launches are refused, says so and leaves nothing changed or pending.
+template <class Call, class Unchanged>
+void refuse(const char *function, const Call &call, const Unchanged &unchanged) {
+  const std::string name = function;
+  EXPECT(call(on(STEEPEST_CUDA, 7)) == STEEPEST_ERROR_CUDA, "%s: a device that is not there was accepted", function);
   std::string message = steepest_last_error();
-  EXPECT(message == "steepest_step: device 7 cannot be used: invalid device ordinal", "%s", message.c_str());
-  EXPECT(list.difference(before).empty() && shim::device == 0, "the refused call left traces");
+  EXPECT(message == name + ": device 7 cannot be used: invalid device ordinal", "%s", message.c_str());
+  EXPECT(unchanged() && shim::device == 0, "%s: the refused call left traces", function);
 
   shim::launch_result = cudaErrorLaunchFailure;
-  EXPECT(step(on(STEEPEST_CUDA, 1), args) == STEEPEST_ERROR_CUDA, "a refused launch went unnoticed");
+  EXPECT(call(on(STEEPEST_CUDA, 1)) == STEEPEST_ERROR_CUDA, "%s: a refused launch went unnoticed", function);
   message = steepest_last_error();
-  EXPECT(message == "steepest_step: launch on device 1 failed: launch failure", "%s", message.c_str());
-  EXPECT(list.difference(before).empty() && shim::device == 0, "the refused launch left traces");
-  EXPECT(shim::last_error == cudaSuccess, "a reported error is still pending");
+  EXPECT(message == name + ": launch on device 1 failed: launch failure", "%s", message.c_str());
+  EXPECT(unchanged() && shim::device == 0, "%s: the refused launch left traces", function);
+  EXPECT(shim::last_error == cudaSuccess, "%s: a reported error is still pending", function);
   shim::launch_result = cudaSuccess;
+}
 
+template <class Call>
+void accept(const char *function, const Call &call) {
   steepest_exec exec = on(STEEPEST_CUDA, 1);
   exec.stream = &exec;
-  EXPECT(step(exec, args) == STEEPEST_OK, "%s", steepest_last_error());
-  EXPECT(shim::launch_device == 1 && shim::device == 0, "launched on device %d, left on %d", shim::launch_device,
-         shim::device);
-  EXPECT(static_cast<void *>(shim::launch_stream) == &exec, "launched on another stream");
-  EXPECT(!list.difference(before).empty(), "nothing was stepped");
+  shim::launch_device = -1, shim::launch_stream = nullptr;
+  EXPECT(call(exec) == STEEPEST_OK, "%s: %s", function, steepest_last_error());
+  EXPECT(shim::launch_device == 1 && shim::device == 0, "%s: launched on device %d, left on %d", function,
+         shim::launch_device, shim::device);
+  EXPECT(static_cast<void *>(shim::launch_stream) == &exec, "%s: launched on another stream", function);
+}
+
+// Devices, streams, and what the runtime refuses: steps whose number the host knows and others, and measures.
+int use_devices() {
+  lists::Coverage seen;
+  int known = 0, counted = 0;
+  for (uint64_t seed = 5; known == 0 || counted == 0; ++seed) {
+    lists::Random random{std::mt19937_64(seed)};
+    lists::List list(random, 100, seen);
+    const lists::List before(list);
+    const steepest_step_args args = list.args();
+    if (list.skipped() || launches(args) == 0 || (list.counted() ? counted : known) > 0) continue;
+    ++(list.counted() ? counted : known);
+    const auto call = [&](const steepest_exec &exec) { return step(exec, args); };
+    refuse("steepest_step", call, [&] { return list.difference(before).empty(); });
+    accept("steepest_step", call);
+    EXPECT(!list.difference(before).empty(), "nothing was stepped");
+  }
+  lists::Random random{std::mt19937_64(5)};
+  const Measure measure(random, 5000);
+  steepest_measure_result result, untouched;
+  std::memset(&result, 0xa5, sizeof result), std::memset(&untouched, 0xa5, sizeof untouched);
+  const auto call = [&](const steepest_exec &exec) {
+    uint64_t bytes = 0;
+    EXPECT(steepest_measure_workspace_size(&exec, &measure.args, &bytes) == STEEPEST_OK, "%s", steepest_last_error());
+    std::vector<steepest::SurveyPart> workspace(bytes / sizeof(steepest::SurveyPart));
+    return steepest_measure(&exec, &measure.args, workspace.data(), bytes, &result);
+  };
+  const auto unchanged = [&] { return std::memcmp(&result, &untouched, sizeof result) == 0; };
+  refuse("steepest_measure", call, unchanged);
+  accept("steepest_measure", call);
+  EXPECT(!unchanged(), "nothing was measured");
   std::printf("{\"ok\": true}\n");
   return 0;
 }

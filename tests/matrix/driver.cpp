@@ -334,7 +334,7 @@ void check_batch(int64_t n, int64_t batch, int threads, bool products) {
   std::vector<steepest_matrix_op> ops = {{STEEPEST_MATRIX_SYMMETRIC, STEEPEST_MATRIX_TRANSPOSE_B, 1, 0, 0, -1, 1, 0, 0},
                                          {STEEPEST_MATRIX_COMBINE, 0, 2, 1, -1, -1, 2, 0, 1},
                                          {STEEPEST_MATRIX_NORMALISE, 0, 3, 2, -1, -1, 1, 0, 0},
-                                         {STEEPEST_MATRIX_PRODUCT, 0, 4, 3, 0, -1, 1, 0, 0}};
+                                         {STEEPEST_MATRIX_PRODUCT, 0, 4, 3, 0, 1, 1, 1, 0}};
   if (!products) {
     ops.clear();
     for (int32_t i = 0; i < 4; ++i) ops.push_back({STEEPEST_MATRIX_COMBINE, 0, i + 1, i, -1, -1, 2, 0, 1});

@@ -337,6 +337,11 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "char *const memory = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(workspace) + kAlign) / kAlign "
             "* kAlign);",
         ),
+        "read by the first task alone": ("const double total = begin == 0 ? total_of(a.rows) : 1;",),
+        "at the last place before a line one byte beyond, which is padding of the last buffers": (
+            "char *const memory = reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(workspace) + kAlign + 1) "
+            "/ kAlign * kAlign);",
+        ),
         "every chain takes its matrix before it reads the number": ("int64_t matrix_ = 1;",),
         "how large a thread's part of a product is: time, not results": (
             "Chain chain(p, offsets, mine, reinterpret_cast<double *>(mine + spread.scratch), 2);",

@@ -15,6 +15,21 @@ PATTERNS: dict[str, tuple[tuple[str, re.Pattern], ...]] = {
 }
 
 EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
+    "csrc/engine/cuda_plan.h": {
+        "any number below 0 says that there is no row": ("return -2;",),
+        "set by a launch's first tensor before it is read": (
+            "int64_t first_ = 1;  // tensor of this launch, where scalars are derived on the device",
+        ),
+        "the parameter itself is at a boundary: its shift is what it is away from it": (
+            "for (int role = 1; role < kRoles; ++role)",
+        ),
+    },
+    "csrc/engine/cuda_live.cu": {
+        "one more block, whose threads have no tensor": (
+            "const unsigned blocks = (launch.header.num_items + kBlock + 1) / kBlock;",
+            "const unsigned blocks = (launch.header.num_items + kBlock) / kBlock;",
+        ),
+    },
     "csrc/engine/cuda.cu": {
         ZERO: (
             "const int first = begin <= 0 ? static_cast<int>(-begin) : 0;",
