@@ -5,11 +5,13 @@ from __future__ import annotations
 import equivalents_cpp
 import equivalents_cuda
 import equivalents_kernels
+import equivalents_matrix
 import equivalents_python
 
 PARTS = (
     equivalents_cpp.EQUIVALENT,
     equivalents_cuda.EQUIVALENT,
+    equivalents_matrix.EQUIVALENT,
     equivalents_python.EQUIVALENT,
     equivalents_kernels.EQUIVALENT,
 )

@@ -100,8 +100,8 @@ MATRIX_CORE, MATRIX_SIZES = "tests/matrix/test_matrix_core.py", "tests/cpu/test_
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
 DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/test_corners.py"
 ZOO = "tests/cpu/test_zoo.py"
-CUDA_HOST, CUDA_PLAN, CUDA_PLANS, CUDA_VECTORS = (
-    f"tests/cuda_host/test_cuda_{name}.py" for name in ("host", "plan", "plans", "vectors")
+CUDA_HOST, CUDA_VECTORS, STEP_PLAN, OTHER_PLANS = (
+    f"tests/cuda_host/test_{name}.py" for name in ("cuda_host", "cuda_vectors", "step_plan", "live_and_survey_plans")
 )
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
@@ -157,7 +157,7 @@ LISTED = (
     Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (PAGE_ENDS, SURVEYS, NORMS, SAM), skip="prefetch"),
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
-    Target("csrc/engine/cuda_plan.h", "", (), (CUDA_PLAN, CUDA_HOST), without=SLOW_HOST),
+    Target("csrc/engine/cuda_plan.h", "", (), (STEP_PLAN, CUDA_HOST), without=SLOW_HOST),
     Target("csrc/engine/cuda.cu", "", (), (CUDA_VECTORS, CUDA_HOST), without=SLOW_HOST),
     Target("csrc/engine/cuda_step.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
     Target("csrc/engine/cuda_block.h", "", (), (CUDA_HOST,), without=SLOW_HOST),
@@ -178,10 +178,10 @@ LISTED = (
     Target("csrc/formula/survey.h", "^(perturb|weight_norm|path_normalize)", ("cpu",), (KEPT, NORMS)),
     Target("csrc/formula/power.h", "^(perturb|adam)", ("cpu",), (KEPT,)),
     *(
-        Target(f"csrc/engine/cuda_{name}", "", (), (CUDA_PLANS, CUDA_HOST), without=SLOW_HOST)
+        Target(f"csrc/engine/cuda_{name}", "", (), (OTHER_PLANS, CUDA_HOST), without=SLOW_HOST)
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
     ),
-    Target("csrc/engine/live.h", "", (), (CUDA_PLAN, CUDA_HOST), without=SLOW_HOST),  # what only CUDA calls read
+    Target("csrc/engine/live.h", "", (), (STEP_PLAN, CUDA_HOST), without=SLOW_HOST),  # what only CUDA calls read
     *(
         Target(f"csrc/engine/{name}", "perturb", ("cpu",), (MEASURE, CAPTURABLE, NORMS))
         for name in ("measure.cpp", "measure.h")
@@ -307,7 +307,7 @@ JUDGES = {
     "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES, GRADIENT_STAGE)),
     "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", (SAM, CAPTURABLE)),
-    "csrc/engine/traffic.cpp": ("^adamw", (RULES, SAM)),
+    "csrc/engine/traffic.cpp": ("^adamw", ("tests/cpu/test_traffic.py", RULES, SAM)),
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
     "kernels/blocks.py": ("^none", (TRITON_CORNERS, "tests/interpret/test_triton_statistics.py")),
     "kernels/statistics.py": (
