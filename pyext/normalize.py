@@ -19,7 +19,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
 
     for each slice i along `dim`.  On the CPU in float32 both are one pass of a kernel of this library over each slice,
     norms and inner products summed in float64 in a fixed order; other dtypes and CUDA take torch's own fused kernel
-    (torch._weight_norm).  A slice of zeros gives zeros, in both directions.
+    (torch._weight_norm).  A slice with NaN is NaN.  A slice of zeros gives zeros, in both directions; from torch's
+    kernel it is NaN.
 
     Args:
         v: direction, float tensor of at least one dimension.

@@ -87,7 +87,6 @@ __device__ __forceinline__ void survey(const SurveyLaunch &launch, const Sum &su
   const SurveyHeader &header = launch.header;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
   const uint32_t block = blockIdx.x * kGroups + static_cast<uint32_t>(thread / kLanes);
-  sums[thread] = {0.0, 0};
   if (block < header.num_blocks) {
     uint32_t low = 0, high = header.num_tensors;
     while (high - low > 1) {

@@ -54,8 +54,8 @@ void weight_norm(const steepest_exec &exec, const steepest_weight_norm_args &a) 
     const float *v = a.v + i * a.columns;
     const double norm = std::sqrt(inner_row(v, v, a.columns));
     a.norms[i] = static_cast<float>(norm);
-    // A row of zeros has no direction: its w is 0.
-    scale_row(v, a.w + i * a.columns, a.columns, norm > 0.0 ? static_cast<float>(a.g[i] / norm) : 0.0f);
+    // A row of zeros has no direction: its w is 0.  One with NaN is NaN.
+    scale_row(v, a.w + i * a.columns, a.columns, norm != 0.0 ? static_cast<float>(a.g[i] / norm) : 0.0f);
   });
 }
 
@@ -63,7 +63,7 @@ void weight_norm_backward(const steepest_exec &exec, const steepest_weight_norm_
   for_rows(exec, a.rows, a.columns, [&](int64_t i) {
     const float *v = a.v + i * a.columns, *dw = a.grad_w + i * a.columns;
     const double norm = a.norms[i], inner = inner_row(dw, v, a.columns);
-    const bool zero = !(norm > 0.0);
+    const bool zero = norm == 0.0;
     a.grad_g[i] = zero ? 0.0f : static_cast<float>(inner / norm);
     project_row(dw, v, a.grad_v + i * a.columns, a.columns, zero ? 0.0f : static_cast<float>(a.g[i] / norm),
                 zero ? 0.0f : static_cast<float>(inner / (norm * norm)));

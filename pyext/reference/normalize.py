@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
-    """g v / ‖v‖, the norm over all dimensions but `dim` (None: over all); 0 where ‖v‖ is.  Differentiable."""
+    """g v / ‖v‖, the norm over all dimensions but `dim` (None: over all); 0 where ‖v‖ is, NaN where v has NaN."""
     others = [d for d in range(v.dim()) if dim is None or d != dim % v.dim()]
     square = v.square().sum(others, keepdim=True) if others else v.square()
-    length = torch.where(square > 0, square, 1).sqrt()  # its derivative at 0 would be inf
-    return torch.where(square > 0, g / length, 0) * v
+    length = torch.where(square != 0, square, 1).sqrt()  # its derivative at 0 would be inf
+    return torch.where(square != 0, g / length, 0) * v
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -60,21 +62,50 @@ def test_other_dtypes_take_torchs_kernel(dtype):
 
 
 def test_rows_of_zeros_threads_and_views():
-    v = torch.randn(300, 400)
+    v = torch.randn(600, 800)  # sixteen threads have 2^14 elements each
     v[7] = 0
-    g = torch.randn(300, 1)
+    g = torch.randn(600, 1)
     w = steepest.weight_norm(v.requires_grad_(), g.requires_grad_())
     w.sum().backward()
     assert (w[7] == 0).all() and (v.grad[7] == 0).all() and g.grad[7] == 0 and v.grad.isfinite().all()
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        assert torch.equal(steepest.weight_norm(v, g), w)
+        for threads in (1, 16):
+            torch.set_num_threads(threads)
+            assert torch.equal(steepest.weight_norm(v, g), w)
     finally:
         torch.set_num_threads(before)
-    strided = torch.randn(600, 800)[::2, ::2]
+    strided = torch.randn(1200, 800)[::2, ::2]
     assert torch.equal(steepest.weight_norm(strided, g), steepest.weight_norm(strided.clone(), g))
     assert steepest.weight_norm(torch.randn(0, 5), torch.randn(0, 1)).shape == (0, 5)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 100, 1000])
+def test_inner_products_are_sixteen_running_sums_added_in_order(columns):
+    """Of numbers that cancel, so that nothing is left but what the order of additions makes of them."""
+    generator = torch.Generator().manual_seed(columns)
+    sizes = torch.rand(columns, generator=generator) * 2.0 ** torch.randint(-40, 40, (columns,), generator=generator)
+    dw = torch.cat((sizes, -sizes))[torch.randperm(2 * columns, generator=generator)]
+    v, g = torch.ones(1, 2 * columns, requires_grad=True), torch.ones(1, 1, requires_grad=True)
+    steepest.weight_norm(v, g).backward(dw[None])
+    sums = [0.0] * 16
+    for i, x in enumerate(dw.tolist()):
+        sums[i % 16] += x
+    total = 0.0
+    for part in sums:
+        total += part
+    length = torch.tensor(math.sqrt(2 * columns)).double()
+    assert g.grad.item() == (total / length).float().item() and (columns < 100 or total != 0)
+
+
+@pytest.mark.parametrize("function", [steepest.weight_norm, reference.weight_norm, torch._weight_norm])
+def test_a_row_with_nan_is_nan_and_no_other(function):
+    v, g = torch.randn(3, 40).requires_grad_(), torch.randn(3, 1).requires_grad_()
+    v.data[1, 5] = math.nan
+    w = function(v, g, 0)
+    w.sum().backward()
+    for found in (w, v.grad, g.grad):
+        assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
 
 
 @pytest.mark.parametrize(

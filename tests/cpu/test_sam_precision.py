@@ -58,15 +58,17 @@ def test_random_numbers_depend_on_seed_step_and_element_alone():
     assert not torch.equal(first, moved([1000], seed=2)) and not torch.equal(first, moved([1000], seed=1, step=2))
 
 
+@pytest.mark.parametrize("norm", [1.0, 2.0, 3.0, math.inf])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_with_masters_the_weights_are_the_rounded_sum_and_masters_stay(dtype):
+def test_with_masters_the_weights_are_the_rounded_sum_and_masters_stay(dtype, norm):
     generator = torch.Generator().manual_seed(0)
     masters = [torch.randn(n, generator=generator) for n in (5, 0, 700)]
     grads = [torch.randn(m.shape, generator=generator).to(dtype) for m in masters]
+    grads[0][3], grads[2][100] = 8, -8  # in the 1-norm two of them share the ascent
     params, before = [m.to(dtype) for m in masters], [m.clone() for m in masters]
     twins = [m.clone() for m in masters]
-    steepest.perturb_(params, grads, None, masters=masters)
-    steepest.perturb_(twins, [g.float() for g in grads], [torch.empty_like(m) for m in masters])
+    steepest.perturb_(params, grads, None, masters=masters, rho=0.5, p=norm)
+    steepest.perturb_(twins, [g.float() for g in grads], [torch.empty_like(m) for m in masters], rho=0.5, p=norm)
     for p, m, b, twin in zip(params, masters, before, twins):
         assert torch.equal(m, b) and torch.equal(p, twin.to(dtype))
     steepest.restore_(params, masters)

@@ -7,6 +7,7 @@
 #include "cuda_shim.h"
 #include "formula/survey.h"
 #include "lists.h"
+#include "measures.h"
 
 namespace {
 
@@ -89,93 +90,30 @@ int compare_lists(uint64_t seed, int count, int64_t largest) {
   return 0;
 }
 
-// Lists of tensors and weights for a measure, and its results.
-struct Measure {
-  std::vector<std::vector<int64_t>> numel;
-  std::vector<std::vector<lists::Array>> tensors, weights;
-  std::vector<std::vector<const void *>> tensor_address, weight_address;
-  std::vector<steepest_survey_args> lists;
-  float grad_scale = 1024.0f;
-  steepest_measure_args args{};
-  bool ties = false;  // several elements may be the largest
-
-  Measure(lists::Random &random, int64_t largest) {
-    static const double orders[] = {1.0, 2.0, 2.0, 2.0, 3.5, 1.25, std::numeric_limits<double>::infinity()};
-    args.struct_size = sizeof args;
-    args.q = orders[random.below(7)];
-    args.inner = args.q == 1.0 && random.one_in(2);
-    args.count_largest = std::isinf(args.q) && random.one_in(2);
-    args.max_norm = random.uniform() * 10;
-    if (random.one_in(2)) args.grad_scale = &grad_scale;
-    const bool specials = random.one_in(4), zeros = random.one_in(8);
-    ties = random.one_in(3);
-    const int64_t count = random.one_in(10) ? 0 : 1 + static_cast<int64_t>(random.below(3));
-    numel.resize(count), tensors.resize(count), weights.resize(count);
-    for (int64_t k = 0; k < count; ++k) {
-      const bool many = random.one_in(10);
-      const int64_t members = many ? 900 + random.below(500) : 1 + random.below(6);
-      steepest_survey_args list{};
-      list.struct_size = sizeof list;
-      list.q = args.q, list.scale = 1.0, list.inner = args.inner;
-      list.dtype = static_cast<int32_t>(random.below(3)), list.weight_dtype = static_cast<int32_t>(random.below(3));
-      list.alpha = random.uniform(), list.eps = random.uniform();
-      list.num_tensors = members;
-      const bool weighed = args.inner || random.one_in(3);
-      for (int64_t i = 0; i < members; ++i) {
-        numel[k].push_back(random.one_in(8) ? 0 : random.below(many ? 40 : largest));
-        add(random, tensors[k], list.dtype, numel[k].back(), specials, zeros);
-        if (weighed) add(random, weights[k], list.weight_dtype, numel[k].back(), false, false);
-      }
-      lists.push_back(list);
-    }
-    tensor_address.resize(count), weight_address.resize(count);
-    for (int64_t k = 0; k < count; ++k) {
-      for (const lists::Array &array : tensors[k]) tensor_address[k].push_back(array.data());
-      for (const lists::Array &array : weights[k]) weight_address[k].push_back(array.data());
-      lists[k].numel = numel[k].data(), lists[k].tensors = tensor_address[k].data();
-      if (!weights[k].empty()) lists[k].weights = weight_address[k].data();
-    }
-    args.num_lists = count;
-    args.lists = lists.data();
-  }
-
-  void add(lists::Random &random, std::vector<lists::Array> &to, int32_t dtype, int64_t numel, bool specials,
-           bool zeros) {
-    static const float infinity = std::numeric_limits<float>::infinity();
-    static const float special[] = {0.0f, -0.0f, 1e-45f, 3e38f, -3e38f, infinity, -infinity, infinity - infinity};
-    const size_t size = lists::size_of(dtype);
-    to.emplace_back(numel * size, random.below(4) * size);
-    for (int64_t i = 0; i < numel; ++i) {
-      const double exact = random.normal(), rounded = std::round(exact * 64) / 64;
-      const float x = zeros ? 0.0f : static_cast<float>(ties ? rounded : exact);
-      lists::write(to.back().data() + i * size, dtype, specials && random.one_in(3000) ? special[random.below(8)] : x);
-    }
-  }
-
-  steepest_measure_result run(const steepest_exec &exec) const {
-    uint64_t bytes = 0;
-    steepest_measure_result result;
-    std::memset(&result, 0xa5, sizeof result);
-    EXPECT(steepest_measure_workspace_size(&exec, &args, &bytes) == STEEPEST_OK, "%s", steepest_last_error());
-    std::vector<steepest::SurveyPart> workspace(bytes / sizeof(steepest::SurveyPart));
-    EXPECT(steepest_measure(&exec, &args, workspace.data(), bytes, &result) == STEEPEST_OK, "%s", steepest_last_error());
-    return result;
-  }
-};
+steepest_measure_result result_of(const lists::Measure &measure, const steepest_exec &exec) {
+  uint64_t bytes = 0;
+  steepest_measure_result result;
+  std::memset(&result, 0xa5, sizeof result);
+  EXPECT(steepest_measure_workspace_size(&exec, &measure.args, &bytes) == STEEPEST_OK, "%s", steepest_last_error());
+  std::vector<steepest::SurveyPart> workspace(bytes / sizeof(steepest::SurveyPart));
+  EXPECT(steepest_measure(&exec, &measure.args, workspace.data(), bytes, &result) == STEEPEST_OK, "%s",
+         steepest_last_error());
+  return result;
+}
 
 bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
 // Random lists through both engines: every number must come out the same.
-int compare_measures(uint64_t seed, int count, int64_t largest) {
+int compare_measures(uint64_t seed, int count, int64_t largest, bool many_lists) {
   lists::Random random{std::mt19937_64(seed)};
-  int64_t nonfinite = 0, launched = 0, relative = 0, clipped = 0, empty = 0;
+  int64_t nonfinite = 0, launched = 0, relative = 0, clipped = 0, empty = 0, blocks = 0;
   for (int i = 0; i < count; ++i) {
-    const Measure measure(random, largest);
+    const lists::Measure measure(random, largest, many_lists);
     int64_t expected = -1;
     const steepest_exec exec = on(STEEPEST_CUDA);
     EXPECT(steepest_measure_launches(&exec, &measure.args, &expected) == STEEPEST_OK, "%s", steepest_last_error());
     shim::launches = 0;
-    const steepest_measure_result cuda = measure.run(exec), cpu = measure.run(on(STEEPEST_CPU));
+    const steepest_measure_result cuda = result_of(measure, exec), cpu = result_of(measure, on(STEEPEST_CPU));
     EXPECT(same(cuda.norm, cpu.norm) && same(cuda.norm32, cpu.norm32) && same(cuda.largest, cpu.largest) &&
                same(cuda.clip_coefficient, cpu.clip_coefficient) && same(cuda.steepness, cpu.steepness) &&
                cuda.nonfinite == cpu.nonfinite,
@@ -186,10 +124,13 @@ int compare_measures(uint64_t seed, int count, int64_t largest) {
            static_cast<long long>(expected));
     nonfinite += cpu.nonfinite, launched += expected, clipped += cpu.clip_coefficient < 1, empty += cpu.largest == 0;
     relative += measure.args.q == 3.5 || measure.args.count_largest;
+    blocks = std::max(blocks, measure.most_blocks());
   }
-  std::printf("{\"nonfinite\": %lld, \"launches\": %lld, \"relative\": %lld, \"clipped\": %lld, \"empty\": %lld}\n",
-              static_cast<long long>(nonfinite), static_cast<long long>(launched), static_cast<long long>(relative),
-              static_cast<long long>(clipped), static_cast<long long>(empty));
+  const auto print = [](const char *name, int64_t n) { std::printf("\"%s\": %lld, ", name, static_cast<long long>(n)); };
+  std::printf("{");
+  print("nonfinite", nonfinite), print("launches", launched), print("relative", relative), print("clipped", clipped);
+  print("empty", empty);
+  std::printf("\"most_blocks\": %lld}\n", static_cast<long long>(blocks));
   return 0;
 }
 
@@ -361,7 +302,7 @@ int use_devices() {
     EXPECT(!list.difference(before).empty(), "nothing was stepped");
   }
   lists::Random random{std::mt19937_64(5)};
-  const Measure measure(random, 5000);
+  const lists::Measure measure(random, 5000);
   steepest_measure_result result, untouched;
   std::memset(&result, 0xa5, sizeof result), std::memset(&untouched, 0xa5, sizeof untouched);
   const auto call = [&](const steepest_exec &exec) {
@@ -384,11 +325,12 @@ int main(int argc, char **argv) {
   const std::string command = argc > 1 ? argv[1] : "";
   const auto number = [&](int i) { return std::atoll(argv[i]); };
   if (command == "lists" && argc == 5) return compare_lists(number(2), static_cast<int>(number(3)), number(4));
-  if (command == "measures" && argc == 5) return compare_measures(number(2), static_cast<int>(number(3)), number(4));
+  if (command == "measures" && argc == 5) return compare_measures(number(2), static_cast<int>(number(3)), number(4), false);
+  if (command == "many-lists" && argc == 5) return compare_measures(number(2), static_cast<int>(number(3)), number(4), true);
   if (command == "launches" && argc == 6) return count_launches(number(2), number(3), number(4), number(5) != 0);
   if (command == "far" && argc == 3) return step_far_end(number(2));
   if (command == "vectors" && argc == 2) return count_wide_accesses();
   if (command == "devices" && argc == 2) return use_devices();
-  std::fprintf(stderr, "usage: lists SEED COUNT LARGEST | measures SEED COUNT LARGEST | launches TENSORS NUMEL ROWS AMSGRAD | far TILE | vectors | devices\n");
+  std::fprintf(stderr, "usage: lists SEED COUNT LARGEST | measures SEED COUNT LARGEST | many-lists SEED COUNT LARGEST | launches TENSORS NUMEL ROWS AMSGRAD | far TILE | vectors | devices\n");
   return 2;
 }

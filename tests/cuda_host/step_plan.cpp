@@ -41,6 +41,7 @@ struct List {
     const int64_t rows = one_in(2) ? 1 : 1 + below(many ? 900 : 9);
     add_tensors(many ? 500 + below(2500) : below(40), rows);
     if (counted && one_in(3)) add_tensors(70000, rows, 500);  // nearly all of them empty
+    if (counted && one_in(8)) add_two_far_apart(rows);
     add_options(general, rows);
     add_rows(rows);
     if (counted) add_live();
@@ -77,6 +78,15 @@ struct List {
       averages.push_back(place(4, below(9)));
       counters.push_back(static_cast<float *>(place(4, 0)));
     }
+  }
+
+  // The second is as far from the first as a launch's 16 bits reach, or one tensor further.
+  void add_two_far_apart(int64_t rows) {
+    const int64_t all_are_empty = int64_t{1} << 62;
+    add_tensors(one_in(2) ? 70000 : 0, rows, all_are_empty);
+    add_tensors(1, rows), numel.back() = 5;
+    add_tensors(UINT16_MAX - 1 + below(2), rows, all_are_empty);
+    add_tensors(1, rows), numel.back() = 5;
   }
 
   void add_options(bool general, int64_t rows) {

@@ -145,6 +145,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/stages.cpp": {
+        "to nearest either way, and nobody asks for the flags of exceptions": (
+            "_mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT & _MM_FROUND_NO_EXC));",
+        ),
         "copied without streaming: speed alone": (
             "for (; i < n && reinterpret_cast<uintptr_t>(to + i) / kLine != 0; ++i) to[i] = from[i];",
             "for (; i < n && reinterpret_cast<uintptr_t>(to + i) % kLine != 1; ++i) to[i] = from[i];",
@@ -153,6 +156,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "for (; i + 17 <= n; i += 16)",
         ),
         "what is asked for in advance: speed alone": (
+            "constexpr int64_t kChunk = 65;  // elements",
             "for (int64_t line = 0; line < static_cast<int64_t>(kChunk / sizeof(T)); line += 64)",
             "for (int64_t line = 0; line >= static_cast<int64_t>(kChunk * sizeof(T)); line += 64)",
             "for (int64_t line = 0; line <= static_cast<int64_t>(kChunk * sizeof(T)); line += 64)",
@@ -271,6 +275,32 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "what is asked for in advance: speed alone": (
             "constexpr int64_t kHalf = kSurveyLanes / 2, kAhead = 129;  // elements",
+        ),
+    },
+    "csrc/engine/weight_norm.cpp": {
+        "the rest goes to the same lanes": ("for (; i + kLanes < n; i += kLanes)",),
+        "a sum that nothing adds, of an element beyond: for an address sanitizer": (
+            "for (int64_t k = 0; k <= kLanes; ++k) sums[k] += static_cast<double>(a[i + k]) * "
+            "static_cast<double>(b[i + k]);",
+        ),
+        "how rows are shared out: time, not results": (
+            "const int threads = thread_count(exec, rows / columns);",
+            *(
+                f"const int64_t turn = std::max<int64_t>({least}, rows {op} ({each} * threads));"
+                for least, op, each in ((1, "*", 8), (2, "/", 8), (1, "/", 9))
+            ),
+        ),
+        "no row is left to begin with": (
+            "for (int64_t begin = taken.fetch_add(turn); begin <= rows; begin = taken.fetch_add(turn))",
+        ),
+        "a multiple of zeros": (
+            "scale_row(v, a.w + i * a.columns, a.columns, norm != 0.0 ? static_cast<float>(a.g[i] / norm) : 0.5f);",
+            "zero ? 0.5f : static_cast<float>(inner / (norm * norm)));",
+        ),
+        "in float64 without it, too": (
+            "project_row(dw, v, a.grad_v + i * a.columns, a.columns, zero ? 0.0f : static_cast<float>(a.g[i] / "
+            "(1.0 * norm)),",
+            "zero ? 0.0f : static_cast<float>(inner / (norm * (1.0 * norm))));",
         ),
     },
     "csrc/engine/plan.h": {

@@ -6,23 +6,100 @@ import re
 
 ASSERTION = "an assertion about the source computes nothing: it holds, or the source does not compile"
 ZERO = "0 either way"
+UNREAD = "nothing reads it"
 # `make mutants` leaves test_sanitizers_are_silent out, which takes minutes for each.
 SANITIZER = "what it computes is the same: test_sanitizers_are_silent fails with it, which was tried"
 
 PATTERNS: dict[str, tuple[tuple[str, re.Pattern], ...]] = {
-    file: ((ASSERTION, re.compile(r"^static_assert\(|<= (kArgumentBytes|STEEPEST_DEVICE_ROW_BYTES)(,$| &&$)")),)
-    for file in (f"csrc/engine/cuda_{name}.h" for name in ("plan", "live", "survey"))
+    f"csrc/engine/{file}": (
+        (
+            ASSERTION,
+            re.compile(r"^static_assert\(|<= (kArgumentBytes|STEEPEST_DEVICE_ROW_BYTES)(,$| &&$)|^alignof\(.*<= 16;$"),
+        ),
+    )
+    for file in ("cuda_plan.h", "cuda_live.h", "cuda_survey.h", "cuda.cu", "cuda_general.cu")
 }
 
 EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     "csrc/engine/cuda_plan.h": {
-        "any number below 0 says that there is no row": ("return -2;",),
+        "any number below 0 says that there is no row": ("return -2;", "row = -2;"),
+        "any number that is no shift": ("constexpr int16_t kApart = -2;",),
+        "a tensor without elements adds nothing": ("if (args_.numel[i] >= 0) add(i);",),
         "set by a launch's first tensor before it is read": (
             "int64_t first_ = 1;  // tensor of this launch, where scalars are derived on the device",
         ),
         "the parameter itself is at a boundary: its shift is what it is away from it": (
             "for (int role = 1; role < kRoles; ++role)",
         ),
+    },
+    "csrc/engine/cuda_live.h": {
+        UNREAD: ("item = {args_.counters[i], static_cast<uint32_t>(back_), 1};",),
+        "any number that is no row": (
+            "hyper_ = -2;",
+            "int32_t hyper_ = -2;                  // the row of hyper-parameters of the record written last",
+        ),
+    },
+    "csrc/engine/cuda_survey.h": {
+        UNREAD: (
+            "sum, 0, 0, 1};",
+            "launch.tensors[header.num_tensors++] = {x, weight, numel, header.num_blocks, 1};",
+        ),
+        "sixteen either way": (
+            "constexpr int kSurveyThreads = kBlock <= kSurveyLanes ? static_cast<int>(kSurveyLanes) : kBlock;",
+        ),
+        "the same number where both are equal": (
+            "constexpr int64_t kMaxBlocks = kMaxGrid * kGroups <= UINT32_MAX ? kMaxGrid * kGroups : UINT32_MAX;",
+        ),
+    },
+    "csrc/engine/cuda_survey.cu": {
+        UNREAD: (
+            "static_cast<float>(args.max_norm), 0, static_cast<uint32_t>(args.num_lists), 1, {}};",
+            "__device__ __forceinline__ double operator()(float, int64_t) const { return 0.5; }",
+        ),
+        "set again before it is read": (
+            "static_cast<float>(args.max_norm), 1, static_cast<uint32_t>(args.num_lists), 0, {}};",
+        ),
+        "how many loads are on their way: time, not the order of sums": (
+            "for (; at + (kAtOnce + 1) * kLanes < end; at += kAtOnce * kLanes) {",
+            "for (; at + (kAtOnce) * kLanes < end; at += kAtOnce * kLanes) {",
+            "constexpr int kUnroll = 17;  // loads that a thread has on their way",
+            "return running<5>([&](int64_t at) { return read(header.dtype, tensor.x, at); }, term, begin, end, lane);",
+            "if (header.sum == kSumOfSquares) return running<5>(load, Square{}, begin, end, lane);",
+            "if (header.sum == kSumOfSizes) return running<5>(load, Size{}, begin, end, lane);",
+            "if (header.sum == kNoSum) return running<5>(load, Largest{}, begin, end, lane);",
+            "if (!finite_positive(scale)) return running<5>(load, Largest{}, begin, end, lane);",
+            "return running<5>(load, Power{static_cast<double>(scale), header.q}, begin, end, lane);",
+        ),
+        "a block beyond the last has no elements, and nobody reads its sum": ("if (block <= header.num_blocks) {",),
+        "a tensor's end either way": (
+            "const int64_t end = tensor.numel - begin <= kSurveyBlock ? tensor.numel : begin + kSurveyBlock;",
+        ),
+        "the slower kernel, which takes everything": (
+            "return !list.weights && sum != kSumOfPowers && sum == kSumOfProducts;",
+        ),
+        "blocks of threads without elements": (
+            "const unsigned grid = (launch.header.num_blocks + kGroups + 1) / kGroups;",
+            "const unsigned grid = (launch.header.num_blocks + kGroups - 1) * kGroups;",
+            "const unsigned grid = (launch.header.num_blocks + kGroups) / kGroups;",
+        ),
+        "what the first of two reads says too much, the second writes over": (
+            "finish.only_largest = only_largest; => ;",
+        ),
+        "a second block that writes the same numbers": (
+            "if (error == cudaSuccess) error = STEEPEST_LAUNCH(&finish_kernel, 2u, kSurveySums, stream, finish);",
+        ),
+    },
+    "csrc/engine/cuda_general.cu": {
+        "bits that nobody takes where none are drawn": (
+            "RandomWords words{1, 0};",
+            "RandomWords words{0, 1};",
+        ),
+        "any one thread of the block": ("if (thread == 1) {",),
+        "the exponent of 0 and of the smallest number is the lowest": (
+            "for (int i = thread; i < kArray * kBlocks8; i += kBlock) largest[i / kBlocks8][i % kBlocks8] = 1;",
+        ),
+        "a whole tile either way": ("const int end = left <= kTile ? static_cast<int>(left) : kTile;",),
+        "a chunk without elements": ("for (int chunk = 0; chunk <= end; chunk += kChunk<Rule>) {",),
     },
     "csrc/engine/cuda_live.cu": {
         "one more block, whose threads have no tensor": (
@@ -36,6 +113,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const int first = begin < 1 ? static_cast<int>(-begin) : 0;",
         ),
         "a whole tile either way": ("const int end = left <= kTile ? static_cast<int>(left) : kTile;",),
+        "the end either way": ("const int head = apart || aligned >= end ? end : aligned;",),
         "any one thread of the block": ("if (threadIdx.x == 1) work.fetch(launch);",),
         SANITIZER: (
             "if (threadIdx.x != 0) work.fetch(launch);",

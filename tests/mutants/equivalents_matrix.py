@@ -39,6 +39,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "for (int64_t row = 1; row <= 8 && i + row < n; ++row)",
             "for (int64_t row = 1; row < 9 && i + row < n; ++row)",
         ),
+        "of a diagonal element both are the same": (
+            *(f"const M column = {{{', '.join(str(k + (k == c)) for k in range(8))}}};" for c in range(8)),
+            "*row = column >= i ? *reinterpret_cast<const V *>(upper + 8 * i) : static_cast<V>(*row);",
+        ),
         "the diagonal onto itself": (
             "for (int64_t col = 0; col <= row; ++col) corner[col * ld + row] = corner[row * ld + col];",
         ),

@@ -54,7 +54,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "pyext/reference/normalize.py": {
         "where the square is zero its root is not read": (
-            "length = torch.where(square > 0, square, 2).sqrt()  # its derivative at 0 would be inf",
+            "length = torch.where(square != 0, square, 2).sqrt()  # its derivative at 0 would be inf",
         ),
     },
     "pyext/reference/normed_descent.py": {

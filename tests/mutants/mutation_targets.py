@@ -306,7 +306,10 @@ JUDGES = {
     "csrc/formula/lion.h": ("^(lion|sign)", ()),
     "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES, GRADIENT_STAGE)),
     "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
-    "csrc/engine/rules.h": ("^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)", (SAM, CAPTURABLE)),
+    "csrc/engine/rules.h": (
+        "^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)",
+        (SAM, CAPTURABLE, "tests/cpu/test_sam_precision.py"),
+    ),
     "csrc/engine/traffic.cpp": ("^adamw", ("tests/cpu/test_traffic.py", RULES, SAM)),
     "csrc/engine/weight_norm.cpp": ("^weight_norm", ("tests/cpu/test_normalize.py",)),
     "kernels/blocks.py": ("^none", (TRITON_CORNERS, "tests/interpret/test_triton_statistics.py")),
