@@ -27,6 +27,7 @@ ENGINE_DEFINES = ["-DSTEEPEST_WITH_CUDA=1", '-DSTEEPEST_VERSION="0"'] + [
 ]
 CUDA_SOURCES = ("cuda.cu", "cuda_general.cu", "cuda_live.cu", "cuda_survey.cu")
 SMALL = ("-DSTEEPEST_CUDA_BLOCK=8",)
+TWO_CHUNKS = ("-DSTEEPEST_CUDA_BLOCK=16",)  # to a tile of general_kernel: in the small one there is one
 CUT = ("-DSTEEPEST_CUDA_BLOCK=8", "-DSTEEPEST_CUDA_MAX_GRID=5")
 ADDRESS, THREAD = "address,undefined", "thread"
 
