@@ -7,6 +7,8 @@ import re
 ASSERTION = "an assertion about the source computes nothing: it holds, or the source does not compile"
 ZERO = "0 either way"
 UNREAD = "nothing reads it"
+ROOM = "room for a state that the rule does not have, whether there is any or not"
+ROOMS = ((">= 0", 1), ("> 1", 1), ("> 0", 2))  # what `kStates > 0 ? kStates : 1` becomes
 # `make mutants` leaves test_sanitizers_are_silent* out, which takes minutes for each.
 SANITIZER = "what it computes is the same: test_sanitizers_are_silent* fails with it, which was tried"
 
@@ -24,6 +26,15 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     "csrc/engine/cuda_plan.h": {
         "any number below 0 says that there is no row": ("return -2;", "row = -2;"),
         "any number that is no shift": ("constexpr int16_t kApart = -2;",),
+        "sizes are multiples of 8": (
+            "constexpr size_t kArgumentBytes = 32765;              // limit on kernel arguments from CUDA 12.1 and "
+            "sm_70 on",
+        ),
+        ROOM: tuple(
+            f"void *{first}, *{second}, *{name}[kStates {bound} ? kStates : {least}];"
+            for first, second, name in (("param", "grad", "state"), ("source", "average", "exponents"))
+            for bound, least in ROOMS
+        ),
         "a tensor without elements adds nothing": ("if (args_.numel[i] >= 0) add(i);",),
         "set by a launch's first tensor before it is read": (
             "int64_t first_ = 1;  // tensor of this launch, where scalars are derived on the device",
@@ -44,6 +55,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "sum, 0, 0, 1};",
             "launch.tensors[header.num_tensors++] = {x, weight, numel, header.num_blocks, 1};",
         ),
+        "room for one list more than there may be": ("constexpr int kMaxLists = 1025;",),
         "sixteen either way": (
             "constexpr int kSurveyThreads = kBlock <= kSurveyLanes ? static_cast<int>(kSurveyLanes) : kBlock;",
         ),
@@ -95,6 +107,19 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/cuda_general.cu": {
+        ROOM: tuple(
+            f"constexpr int kStates = Rule::kStates, kArray = kStates {bound} ? kStates : {least}, "
+            "kPerThread = kChunk<Rule> / kBlock;"
+            for bound, least in ROOMS
+        ),
+        "how much a thread keeps in registers: speed, which the compiled kernels' tests look at": (
+            *(
+                f"constexpr int kChunk = std::max((Rule::kStates {three} ? 2 : 4) * kBlock, static_cast<int>(kBlock8));"
+                for three in ("!= 3", "== 4")
+            ),
+            "__global__ void __launch_bounds__(kBlock, 5) general_kernel(const GeneralLaunch<Rule> __grid_constant__ "
+            "launch) {",
+        ),
         "bits that nobody takes where none are drawn": (
             "RandomWords words{1, 0};",
             "RandomWords words{0, 1};",
@@ -122,6 +147,13 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const int first = begin < 1 ? static_cast<int>(-begin) : 0;",
         ),
         "a whole tile either way": ("const int end = left <= kTile ? static_cast<int>(left) : kTile;",),
+        ROOM: (
+            *(
+                f"constexpr int kStates = Rule::kStates, kArray = kStates {bound} ? kStates : {least};"
+                for bound, least in ROOMS
+            ),
+            "uint32_t bits[kWords * 5];",
+        ),
         "the end either way": ("const int head = apart || aligned >= end ? end : aligned;",),
         "any one thread of the block": ("if (threadIdx.x == 1) work.fetch(launch);",),
         SANITIZER: (
