@@ -39,9 +39,9 @@ struct List {
     add_types(general);
     const bool many = one_in(4);
     const int64_t rows = one_in(2) ? 1 : 1 + below(many ? 900 : 9);
+    if (counted && one_in(8)) add_two_far_apart(rows);
     add_tensors(many ? 500 + below(2500) : below(40), rows);
     if (counted && one_in(3)) add_tensors(70000, rows, 500);  // nearly all of them empty
-    if (counted && one_in(8)) add_two_far_apart(rows);
     add_options(general, rows);
     add_rows(rows);
     if (counted) add_live();
