@@ -12,9 +12,8 @@ namespace steepest::cpu {
 // Elements staged at a time.  512 x 6 float32 buffers = 12 KiB: well inside a 32 KiB L1 cache.
 constexpr int64_t kTile = 512;
 
-inline int64_t dtype_size(int32_t dtype) {
-  return dtype == STEEPEST_FLOAT32 ? 4 : dtype == STEEPEST_BLOCK8 ? 1 : 2;
-}
+// Of a number: 8-bit codes are found by functions of their own.
+inline int64_t dtype_size(int32_t dtype) { return dtype == STEEPEST_FLOAT32 ? 4 : 2; }
 
 // Both take 16-bit types only: float32 tiles are worked on in place.
 void load(int32_t dtype, const void *from, float *to, int64_t n);

@@ -193,6 +193,12 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "T *__restrict s2 = kStates >= 2 ? states[2] : nullptr;",
         ),
     },
+    "csrc/engine/stages.h": {
+        "what is asked for in advance: speed alone": tuple(
+            f"constexpr int64_t kNear = {near}, kFar = {far}, kFarElements = {elements};"
+            for near, far, elements in ((513, 4096, 2048), (512, 4097, 2048), (512, 4096, 2049))
+        ),
+    },
     "csrc/engine/cpu_threads.h": {
         "how many threads: speed alone": (
             "const int allowed = exec.num_threads > 1 ? exec.num_threads : omp_get_max_threads();",
@@ -239,6 +245,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "the largest element is not scaled": ("total = read(exec, args, HUGE_VAL, 3.0, parts);",),
     },
     "csrc/engine/measure.h": {
+        "of numbers below 1 either power is 0": ("constexpr double kCountPower = 3e+300;",),
         "a product of two floats is exact in double, and rounded once": (
             "const float coefficient = (1.0f / (norm + 1e-6f)) * (1.0 * max_norm);",
         ),
@@ -246,6 +253,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         "nobody reads it": ("result.reserved = 1;", "result.reserved = 0; => ;"),
     },
     "csrc/engine/cpu_survey.cpp": {
+        "how much a thread takes at a time, and what is asked for in advance: speed alone": (
+            "constexpr int64_t kTurn = 17;  // blocks taken at a time",
+            "constexpr int64_t kAhead = 9;",
+        ),
         "set before they are read": ("int64_t first = 1, length = 0;", "int64_t first = 0, length = 1;"),
         "blocks by themselves have the same sums": ("if (count != kTogether || n != length) flush();",),
         "an empty block or tile adds nothing": (
