@@ -194,6 +194,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/stages.h": {
+        "how many blocks side by side: speed, not the order within each": ("constexpr int kTogether = 9;",),
         "what is asked for in advance: speed alone": tuple(
             f"constexpr int64_t kNear = {near}, kFar = {far}, kFarElements = {elements};"
             for near, far, elements in ((513, 4096, 2048), (512, 4097, 2048), (512, 4096, 2049))
@@ -205,6 +206,10 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "csrc/engine/cpu.cpp": {
+        "a whole number either way": (
+            "return store_stochastic(tile, bfloat16_at(base, at), n, buffers_.random[lane / 2], "
+            "lane % 2 * (1.0 * 16));",
+        ),
         "nothing is random where elements have no numbers: checked before": (
             "const uint64_t first = a.first_index ? static_cast<uint64_t>(a.first_index[row]) : 1;",
         ),

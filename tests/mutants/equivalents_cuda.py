@@ -156,6 +156,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "the end either way": ("const int head = apart || aligned >= end ? end : aligned;",),
         "any one thread of the block": ("if (threadIdx.x == 1) work.fetch(launch);",),
+        "a kernel for a type that no state has, with the same numbers": (
+            "} else if constexpr (Rule::kStates >= 0 && kReadsStates<Rule>) {  // a backup has its parameter's type",
+        ),
         SANITIZER: (
             "if (threadIdx.x != 0) work.fetch(launch);",
             "for (int i = 0; i < kWords; ++i) { => for (int i = 0; i <= kWords; ++i) {",

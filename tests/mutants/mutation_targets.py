@@ -106,6 +106,7 @@ CUDA_HOST, CUDA_CORNERS, CUDA_VECTORS, STEP_PLAN, OTHER_PLANS = (
 )
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
+RANDOM_BITS = "tests/cpu/test_random_bits.py"
 PAGE_ENDS, SURVEYS, ENGINE_CORNERS = (
     f"tests/cpu/test_{name}.py" for name in ("page_ends", "surveys", "engine_corners")
 )
@@ -154,7 +155,7 @@ LISTED = (
     ),
     Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
-    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (STREAMS, *ENGINE), skip="constexpr"),
+    Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (STREAMS, RANDOM_BITS, *ENGINE), skip="constexpr"),
     Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (PAGE_ENDS, SURVEYS, NORMS, SAM), skip="prefetch"),
     Target("csrc/engine/cpu_threads.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
     Target("csrc/engine/plan.h", "adamw", ("cpu",), (FORMULAS,), skip="constexpr"),
