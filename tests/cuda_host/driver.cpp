@@ -214,6 +214,8 @@ int count_wide_accesses() {
     int32_t rule, param, state;
   };
   const Types types[] = {{STEEPEST_SGD, STEEPEST_FLOAT32, STEEPEST_FLOAT32},
+                         {STEEPEST_LION, STEEPEST_BFLOAT16, STEEPEST_FLOAT32},
+                         {STEEPEST_LION, STEEPEST_FLOAT16, STEEPEST_FLOAT32},
                          {STEEPEST_ADAM, STEEPEST_FLOAT32, STEEPEST_FLOAT32},
                          {STEEPEST_ADAM, STEEPEST_BFLOAT16, STEEPEST_FLOAT32},
                          {STEEPEST_ADAM, STEEPEST_FLOAT16, STEEPEST_FLOAT16}};
@@ -224,7 +226,7 @@ int count_wide_accesses() {
     for (const int64_t numel : {1, 3, 4, 7, 8, 9, 15, 16, 23, 40, 127, 128, 129, 136, 300})
       for (int64_t shift = 0; shift < static_cast<int64_t>(16 / lists::size_of(param)); ++shift)
         for (const bool apart : {false, true}) {
-          const int64_t vector = 16 / lists::size_of(param), states = rule == STEEPEST_ADAM ? 2 : 0;
+          const int64_t vector = 16 / lists::size_of(param), states = rule == STEEPEST_ADAM ? 2 : rule == STEEPEST_LION ? 1 : 0;
           const auto bytes = [&](int32_t dtype) { return numel * lists::size_of(dtype); };
           const auto offset = [&](int32_t dtype) { return shift * lists::size_of(dtype); };
           lists::Array memory[] = {{bytes(param), offset(param)},
