@@ -8,4 +8,4 @@ pytestmark = needs_compiler
 
 
 def test_whole_vectors_are_accessed_as_such(builder):
-    assert result(run(builder.program(SMALL), "vectors"))["checked"] == 15 * 2 * (4 + 4 + 8 + 8)
+    assert result(run(builder.program(SMALL), "vectors"))["checked"] == 15 * 2 * (4 + 4 + 8 + 8 + 8 + 8)
