@@ -125,6 +125,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "RandomWords words{0, 1};",
         ),
         "any one thread of the block": ("if (thread == 1) {",),
+        "more shared memory than any GPU has: no result, and no kernel, which tests of compiled kernels see": (
+            "constexpr int kBlocks8 = kTile * static_cast<int>(kBlock8);  // 8-bit blocks of a tile",
+        ),
         "the exponent of 0 and of the smallest number is the lowest": (
             "for (int i = thread; i < kArray * kBlocks8; i += kBlock) largest[i / kBlocks8][i % kBlocks8] = 1;",
         ),
