@@ -106,7 +106,7 @@ CUDA_HOST, CUDA_CORNERS, CUDA_VECTORS, STEP_PLAN, OTHER_PLANS = (
 )
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
-RANDOM_BITS = "tests/cpu/test_random_bits.py"
+RANDOM_BITS, SURVEY_ORDER = "tests/cpu/test_random_bits.py", "tests/cpu/test_survey_order.py"
 PAGE_ENDS, SURVEYS, ENGINE_CORNERS = (
     f"tests/cpu/test_{name}.py" for name in ("page_ends", "surveys", "engine_corners")
 )
@@ -177,7 +177,7 @@ LISTED = (
     Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
     # The tests descend and perturb masters as well, which are no ops of their own.
     Target("csrc/formula/perturb.h", "^(perturb|restore|normed_descent)", ("cpu",), (SAM, TRAJECTORIES), quick=False),
-    Target("csrc/formula/survey.h", "^(perturb|weight_norm|path_normalize)", ("cpu",), (KEPT, NORMS)),
+    Target("csrc/formula/survey.h", "^(perturb|weight_norm|path_normalize)", ("cpu",), (KEPT, SURVEY_ORDER, NORMS)),
     Target("csrc/formula/power.h", "^(perturb|adam)", ("cpu",), (KEPT,)),
     *(
         Target(f"csrc/engine/cuda_{name}", "", (), (OTHER_PLANS, CUDA_HOST, CUDA_CORNERS), without=SLOW_HOST)
