@@ -6,9 +6,8 @@
 
 namespace steepest {
 
-constexpr int kHyperFields = sizeof(steepest_hyper) / sizeof(double) - 1;  // what comes before the step
-constexpr int kLiveFields = 10;                                           // lr to lr_decay may be live
-constexpr int kLiveL1 = 2;                                                // the number of l1 among them
+constexpr int kLiveFields = 10;  // lr to lr_decay may be live
+constexpr int kLiveL1 = 2;       // the number of l1 among them
 
 // The next step of a tensor that has *counter steps behind it.
 STEEPEST_HD int64_t next_step(float counter) { return static_cast<int64_t>(counter) + 1; }
