@@ -193,13 +193,6 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "T *__restrict s2 = kStates >= 2 ? states[2] : nullptr;",
         ),
     },
-    "csrc/engine/stages.h": {
-        "how many blocks side by side: speed, not the order within each": ("constexpr int kTogether = 9;",),
-        "what is asked for in advance: speed alone": tuple(
-            f"constexpr int64_t kNear = {near}, kFar = {far}, kFarElements = {elements};"
-            for near, far, elements in ((513, 4096, 2048), (512, 4097, 2048), (512, 4096, 2049))
-        ),
-    },
     "csrc/engine/cpu_threads.h": {
         "how many threads: speed alone": (
             "const int allowed = exec.num_threads > 1 ? exec.num_threads : omp_get_max_threads();",
