@@ -153,7 +153,8 @@ LISTED = (
         (SURVEYS, FORMULAS, NORMS),
         skip="prefetch|static_assert",
     ),
-    Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile|kNear|kTogether"),  # speed depends on these
+    # Speed alone depends on what is skipped.
+    Target("csrc/engine/stages.h", "adamw", ("cpu",), (FORMULAS,), skip="kTile|kNear|kTogether"),
     # Constants that are tuned, here and below: other values give the same results at another speed.
     Target("csrc/engine/cpu.cpp", "^(adam|sgd|perturb)", ("cpu",), (STREAMS, RANDOM_BITS, *ENGINE), skip="constexpr"),
     Target("csrc/engine/cpu_survey.cpp", "^perturb", ("cpu",), (PAGE_ENDS, SURVEYS, NORMS, SAM), skip="prefetch"),
