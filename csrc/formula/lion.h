@@ -46,7 +46,7 @@ struct SignScalars {
 // Steepest descent in the max norm: every element moves by lr.
 struct Sign {
   static constexpr int kStates = 0;
-  static constexpr uint32_t kMagnitudes = 0u;  // bit k: state k is never negative
+  static constexpr uint32_t kMagnitudes = 0u;  // of no states
   using Scalars = SignScalars;
 
   STEEPEST_HD static Scalars scalars(const steepest_hyper &h, uint32_t flags) {

@@ -93,6 +93,7 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
             "const double exponent = a * log2_normal(x > 2.3e-308 ? x : 3.0);",
         ),
     },
+    "csrc/formula/lion.h": {NO_STATE: ("static constexpr uint32_t kMagnitudes = 1u;  // of no states",)},
     "csrc/formula/options.h": {
         "a shorter way for a coefficient of 1, which multiplies to the same": (
             "STEEPEST_HD bool plain() const { return divisor == 1.0f && coefficient == 3.0f && !limited(); }",
