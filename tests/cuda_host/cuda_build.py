@@ -29,6 +29,7 @@ CUDA_SOURCES = ("cuda.cu", "cuda_general.cu", "cuda_live.cu", "cuda_survey.cu")
 SMALL = ("-DSTEEPEST_CUDA_BLOCK=8",)
 TWO_CHUNKS = ("-DSTEEPEST_CUDA_BLOCK=16",)  # to a tile of general_kernel: in the small one there is one
 CUT = ("-DSTEEPEST_CUDA_BLOCK=8", "-DSTEEPEST_CUDA_MAX_GRID=5")
+CUT_PAIRS = ("-DSTEEPEST_CUDA_BLOCK=32", "-DSTEEPEST_CUDA_MAX_GRID=5")  # a survey's threads come in two groups of 16
 ADDRESS, THREAD = "address,undefined", "thread"
 
 needs_compiler = pytest.mark.skipif(shutil.which(CXX) is None, reason=f"no C++ compiler: {CXX} is not on PATH")

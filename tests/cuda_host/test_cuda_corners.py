@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cuda_build import ADDRESS, SMALL, TWO_CHUNKS, need, needs_compiler, result, run
+from cuda_build import ADDRESS, CUT_PAIRS, SMALL, TWO_CHUNKS, need, needs_compiler, result, run
 
 pytestmark = needs_compiler
 
@@ -21,3 +21,8 @@ def test_sanitizers_are_silent_in_tiles_of_two_chunks(builder):
     program = builder.program(TWO_CHUNKS, ADDRESS)
     result(run(program, "lists", 4, 30, 5000, sanitizer=ADDRESS))
     result(run(program, "many-lists", 1, 1, 100, sanitizer=ADDRESS))
+
+
+def test_grids_end_where_blocks_of_threads_survey_two_blocks_of_elements(builder):
+    seen = result(run(builder.plan("survey", CUT_PAIRS), 1, 300))
+    assert seen["lists"] == 300 and min(seen["cut"], seen["weighed"]) >= 1000, seen
