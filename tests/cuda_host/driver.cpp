@@ -4,39 +4,14 @@
 
 #include <cstdio>
 
+#include "calls.h"
 #include "cuda_shim.h"
 #include "formula/survey.h"
 #include "lists.h"
+#include "live_values.h"
 #include "measures.h"
 
 namespace {
-
-#define EXPECT(condition, ...)                                 \
-  do {                                                         \
-    if (!(condition)) {                                        \
-      std::fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);     \
-      std::fprintf(stderr, __VA_ARGS__);                       \
-      std::fprintf(stderr, "\n");                              \
-      std::exit(1);                                            \
-    }                                                          \
-  } while (0)
-
-steepest_exec on(steepest_device device, int index = 0) {
-  steepest_exec exec{};
-  exec.struct_size = sizeof exec;
-  exec.device = device;
-  exec.device_index = index;
-  exec.num_threads = 1;
-  return exec;
-}
-
-steepest_status step(const steepest_exec &exec, const steepest_step_args &args) {
-  uint64_t bytes = 0;
-  const steepest_status status = steepest_step_workspace_size(&exec, &args, &bytes);
-  if (status != STEEPEST_OK) return status;
-  std::vector<char> workspace(bytes);
-  return steepest_step(&exec, &args, workspace.data(), bytes);
-}
 
 int64_t launches(const steepest_step_args &args) {
   const steepest_exec exec = on(STEEPEST_CUDA);
@@ -321,53 +296,6 @@ int use_devices() {
   return 0;
 }
 
-// Live values that cannot be read are refused by name on both devices, and nothing is stepped.
-int refuse_live_values() {
-  float param = 1, grad = 1, rate = 0.5f, count = 0;
-  alignas(16) char rows[STEEPEST_DEVICE_ROW_BYTES];
-  void *params = &param, *grads = &grad;
-  float *counter = &count;
-  const int64_t numel = 1;
-  steepest_hyper hyper{};
-  hyper.lr = 0.25, hyper.step = 1;
-  int checked = 0;
-  const auto call = [&](const steepest_live &live, bool counted, void *device_rows, const std::string &expected) {
-    steepest_step_args a{};
-    a.struct_size = sizeof a;
-    a.num_tensors = 1, a.numel = &numel;
-    a.rule = STEEPEST_SGD;
-    a.params = &params, a.grads = &grads;
-    a.param_dtype = a.grad_dtype = a.state_dtype = STEEPEST_FLOAT32;
-    a.num_hyper = 1, a.hyper = &hyper;
-    a.num_live = 1, a.live = &live, a.counters = counted ? &counter : nullptr, a.device_rows = device_rows;
-    for (const steepest_device device : {STEEPEST_CPU, STEEPEST_CUDA}) {
-      const bool wrong_rows = counted && device_rows != rows, refused = !wrong_rows || device == STEEPEST_CUDA;
-      if (!refused) continue;
-      param = 1;
-      const steepest_status status = step(on(device), a);
-      const std::string message = status == STEEPEST_OK ? "accepted" : steepest_last_error();
-      const bool as_expected = expected.empty() ? status == STEEPEST_OK && param == 0.5f
-                                                : status == STEEPEST_ERROR_INVALID && param == 1 &&
-                                                      message.find(expected) != std::string::npos;
-      EXPECT(as_expected, "\"%s\", expected \"%s\"", message.c_str(), expected.c_str());
-      ++checked;
-    }
-  };
-  const auto live = [&](int32_t row, int32_t field, void *value) { return steepest_live{row, field, 0, 0, value}; };
-  call(live(0, 0, &rate), true, rows, "");
-  for (const int32_t field : {-1, 10})
-    call(live(0, field, &rate), true, rows,
-         "live[0].field is " + std::to_string(field) + ", expected 0 (lr) to 9 (lr_decay)");
-  for (const int32_t row : {-1, 1})
-    call(live(row, 0, &rate), true, rows,
-         "live[0].row is " + std::to_string(row) + ", expected rows in order and below 1");
-  call(live(0, 0, nullptr), true, rows, "live[0] is NULL");
-  call(live(0, 0, &rate), false, rows, "live values need counters");
-  call(live(0, 0, &rate), true, rows + 8, "expected device memory aligned to 16 bytes");
-  std::printf("{\"checked\": %d}\n", checked);
-  return 0;
-}
-
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -380,9 +308,10 @@ int main(int argc, char **argv) {
   if (command == "far" && argc == 3) return step_far_end(number(2));
   if (command == "vectors" && argc == 2) return count_wide_accesses();
   if (command == "devices" && argc == 2) return use_devices();
+  if (command == "live-fields" && argc == 2) return read_live_fields();
   if (command == "refusals" && argc == 2) return refuse_live_values();
   std::fprintf(stderr,
                "usage: lists SEED COUNT LARGEST | measures SEED COUNT LARGEST | many-lists SEED COUNT LARGEST | "
-               "launches TENSORS NUMEL ROWS AMSGRAD | far TILE | vectors | devices | refusals\n");
+               "launches TENSORS NUMEL ROWS AMSGRAD | far TILE | vectors | devices | live-fields | refusals\n");
   return 2;
 }

@@ -100,9 +100,9 @@ MATRIX_CORE, MATRIX_SIZES = "tests/matrix/test_matrix_core.py", "tests/cpu/test_
 CAPTURABLE, MEASURE = "tests/cpu/test_capturable.py", "tests/cpu/test_measure.py"
 DEFINITIONS, CORNERS = "tests/reference/test_definitions.py", "tests/reference/test_corners.py"
 ZOO = "tests/cpu/test_zoo.py"
-CUDA_HOST, CUDA_CORNERS, CUDA_VECTORS, REFUSALS, STEP_PLAN, OTHER_PLANS = (
+CUDA_HOST, CUDA_CORNERS, CUDA_VECTORS, LIVE_VALUES, STEP_PLAN, OTHER_PLANS = (
     f"tests/cuda_host/test_{name}.py"
-    for name in ("cuda_host", "cuda_corners", "cuda_vectors", "cuda_refusals", "step_plan", "live_and_survey_plans")
+    for name in ("cuda_host", "cuda_corners", "cuda_vectors", "cuda_live_values", "step_plan", "live_and_survey_plans")
 )
 
 STREAMS, GRADIENT_STAGE = "tests/cpu/test_streams.py", "tests/cpu/test_gradient_stage.py"
@@ -184,7 +184,7 @@ LISTED = (
         Target(f"csrc/engine/cuda_{name}", "", (), (OTHER_PLANS, CUDA_HOST, CUDA_CORNERS), without=SLOW_HOST)
         for name in ("live.cu", "live.h", "survey.cu", "survey.h")
     ),
-    Target("csrc/engine/live.h", "", (), (REFUSALS, STEP_PLAN, CUDA_HOST), without=SLOW_HOST),  # CUDA alone reads it
+    Target("csrc/engine/live.h", "", (), (LIVE_VALUES, STEP_PLAN, CUDA_HOST), without=SLOW_HOST),  # CUDA alone reads it
     *(
         Target(f"csrc/engine/{name}", "perturb", ("cpu",), (MEASURE, CAPTURABLE, NORMS))
         for name in ("measure.cpp", "measure.h")
