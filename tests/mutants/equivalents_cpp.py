@@ -245,6 +245,9 @@ EQUIVALENT: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "csrc/engine/measure.h": {
         "of numbers below 1 either power is 0": ("constexpr double kCountPower = 3e+300;",),
+        "the q of a p is inf or below 2^53, and the norm of order 1.7e308 is the largest element either way": (
+            "STEEPEST_HD bool maximum() const { return q >= 1.7e308; }",
+        ),
         "a product of two floats is exact in double, and rounded once": (
             "const float coefficient = (1.0f / (norm + 1e-6f)) * (1.0 * max_norm);",
         ),
