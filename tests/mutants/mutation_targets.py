@@ -173,6 +173,8 @@ LISTED = (
             ("program.cpp", (NATIVE_SIZES, MATRIX_CORE, MATRIX_SIZES)),
         )
     ),
+    # What is asked for in advance is a matter of speed.
+    Target("csrc/matrix/kernels.h", "^(polar|inverse_root)", ("cpu",), (MATRIX_CORE,), skip="kLine|kTermsPerLine"),
     Target("csrc/matrix/ahead.h", "", (), (MATRIX_CORE,)),
     Target("csrc/formula/random.h", "adam", ("cpu",), (KEPT,)),
     Target("csrc/formula/storage.h", "adam", ("cpu",), (KEPT,)),
@@ -308,7 +310,6 @@ EXEMPT = {
 JUDGES = {
     "csrc/formula/lion.h": ("^(lion|sign)", ()),
     "csrc/formula/options.h": ("^(adam|sgd|lion)", (RULES, GRADIENT_STAGE)),
-    "csrc/matrix/kernels.h": ("^(polar|inverse_root)", (MATRIX_CORE,)),
     "csrc/engine/rules.h": (
         "^(adam|sgd|adagrad|rmsprop|lion|sign|perturb|restore)",
         (SAM, CAPTURABLE, "tests/cpu/test_sam_precision.py"),
