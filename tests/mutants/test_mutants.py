@@ -18,7 +18,7 @@ from mutation_rules import cpp_code, edits, mutants, other_number, python_code
 from mutation_switches import HEADER, lines_to_blame, switched, with_header
 from mutation_targets import BACKENDS, EXEMPT, LISTED, ROOT, TARGETS, Target
 from mutation_workspace import KILLED, SURVIVED, Verdict
-from run import choose, run
+from run import VERDICTS, choose, run
 
 
 def changes(line: str, file: str = "x.h") -> set[str]:
@@ -236,6 +236,13 @@ def test_a_record_keeps_what_another_run_has_written(tmp_path):
         record.save()
     both = Record(path, [one, two])
     assert both.get(next(one.mutants())) and both.get(next(two.mutants()))
+
+
+def test_no_mutant_survives_on_record():
+    record = Record(str(VERDICTS), TARGETS)
+    verdicts = {mutant.id: record.get(mutant, for_people=True) for _, mutant in choose()}
+    assert len(verdicts) >= 6000 and any(verdicts.values())
+    assert [name for name, verdict in verdicts.items() if verdict and verdict.status == SURVIVED] == []
 
 
 def test_no_mutant_begins_when_time_is_up(monkeypatch):
