@@ -262,7 +262,8 @@ def disassemble(cubin: bytes) -> tuple[str, str]:
         with open(path, "wb") as file:
             file.write(cubin)
         usage = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", path]
-        code = [triton.knobs.nvidia.nvdisasm.path, "-c", path]
+        # -ndf: without the analysis of branches, which only names labels; 472 kernels take 65 s instead of 83.
+        code = [triton.knobs.nvidia.nvdisasm.path, "-c", "-ndf", path]
         return tuple(
             subprocess.run(command, check=True, capture_output=True, text=True).stdout for command in (usage, code)
         )
